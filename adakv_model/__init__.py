@@ -1,0 +1,1 @@
+"""SmolLM with an adaptive-precision KV cache: model, quantizer, cache, controller and their kernels."""

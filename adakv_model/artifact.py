@@ -1,0 +1,119 @@
+"""An exported Android artifact folder: what is in it, and a runner for its `.pte` on the host."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adakv_model import native
+from adakv_model.errors import UserError
+from adakv_model.plan import CachePlan
+from adakv_model.text import TextCodec
+
+PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
+STATE_PREFIX = "cache."
+
+
+class Artifact:
+    """Read access to an artifact folder. Raises UserError if it is missing, partial or foreign."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`")
+        self.folder = folder
+        try:
+            self.manifest = json.loads((folder / MANIFEST).read_text())
+        except json.JSONDecodeError as e:
+            raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
+        missing = [name for name in self.manifest.get("files", {}) if not (folder / name).is_file()]
+        if missing or not self.program.is_file():
+            raise UserError(f"{folder} lacks {', '.join(missing) or PROGRAM}: export again")
+
+    @property
+    def program(self) -> Path:
+        return self.folder / PROGRAM
+
+    @property
+    def operator_library(self) -> Path:
+        """The host operator library inside the folder. Raises UserError if it was removed."""
+        path = self.folder / native.LIBRARY_NAME
+        if not path.is_file():
+            raise UserError(f"the operator library {path} is missing: export again, or copy it back beside the program")
+        return path
+
+    @cached_property
+    def plan(self) -> CachePlan:
+        return CachePlan.from_manifest(self.manifest["kv_cache"])
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
+        path, template = self.folder / TOKENIZER, self.folder / TEMPLATE
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
+        model = self.manifest["model"]
+        source = template.read_text() if template.is_file() else None
+        return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
+
+    def load(self) -> HostModel:
+        """The program, loaded into this process's ExecuTorch runtime."""
+        return HostModel(self)
+
+
+class HostModel:
+    """A loaded program: one cache, fed in order. `position` is the number of tokens it holds."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        native.load_library(artifact.operator_library)
+        import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
+        from executorch.extension.pybindings.portable_lib import _load_program
+
+        try:
+            self._program = _load_program(str(artifact.program))
+            self._method = self._program.load_method("forward")
+        except RuntimeError as e:
+            raise UserError(f"ExecuTorch cannot load {artifact.program} ({_first_line(e)}): export again") from e
+        self.plan = artifact.plan
+        self.position = 0
+
+    def reset(self) -> None:
+        """Start a new sequence with the next step."""
+        self.position = 0
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Append 1 to `plan.chunk` tokens; logits float32 [len(tokens), V]. Raises UserError past the context."""
+        if not 1 <= len(tokens) <= self.plan.chunk:
+            raise UserError(f"a step takes 1 to {self.plan.chunk} tokens, not {len(tokens)}")
+        if self.position + len(tokens) > self.plan.context:
+            raise UserError(
+                f"context full: {self.position + len(tokens)} tokens do not fit the artifact's"
+                f" {self.plan.context}: shorten the prompt or export with a larger --context"
+            )
+        inputs = (torch.tensor([tokens]), torch.tensor([self.position]))
+        try:
+            logits = self._method.call(inputs)[0]
+        except RuntimeError as e:
+            raise UserError(f"the runtime failed at position {self.position} ({_first_line(e)})") from e
+        self.position += len(tokens)
+        return logits[0]
+
+    def prefill(self, tokens: list[int], chunk: int | None = None) -> Tensor:
+        """Append any number of tokens in chunks; logits float32 [len(tokens), V]."""
+        size = chunk or self.plan.chunk
+        return torch.cat([self.step(tokens[i : i + size]) for i in range(0, len(tokens), size)])
+
+    def state(self, name: str) -> Tensor:
+        """A copy of one of the cache's buffers (progress, tiers, history, observed, cache_<layer>, ...)."""
+        return self._method.get_attribute(STATE_PREFIX + name).clone()
+
+    def tier_counts(self) -> list[int]:
+        """Tokens in each tier."""
+        return self.state("progress")[1:].tolist() if self.position else [0] * self.plan.n_tiers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

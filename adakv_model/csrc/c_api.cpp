@@ -1,0 +1,85 @@
+// The kernels as plain C functions, for tests and for eager runs on the fast kernels (adakv_model/native.py).
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "cache.h"
+#include "rows.h"
+
+#define ADAKV_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+// Threads of its own: tests must not need ExecuTorch's pool. n - 1 helpers take every n-th item.
+adakv::ParallelFor with_threads(int threads) {
+  return [threads](int n, const std::function<void(int)>& body) {
+    std::vector<std::thread> helpers;
+    const auto work = [&](int first) {
+      for (int i = first; i < n; i += threads) body(i);
+    };
+    for (int t = 1; t < threads && t < n; ++t) helpers.emplace_back(work, t);
+    work(0);
+    for (auto& helper : helpers) helper.join();
+  };
+}
+
+}  // namespace
+
+ADAKV_API void adakv_quantize_rows(const float* x, int rows, int bits, int mode, int dim, uint8_t* packed,
+                                   uint16_t* scales) {
+  for (int r = 0; r < rows; ++r) {
+    adakv::quantize_row(x + int64_t(r) * dim, bits, adakv::ScaleMode(mode), dim,
+                        packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r);
+  }
+}
+
+ADAKV_API void adakv_dequantize_rows(const uint8_t* packed, const uint16_t* scales, int rows, int bits, int dim,
+                                     float* x) {
+  for (int r = 0; r < rows; ++r) {
+    adakv::dequantize_row(packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r, bits, dim,
+                          x + int64_t(r) * dim);
+  }
+}
+
+ADAKV_API void adakv_hadamard(float* x, int rows, int dim) {
+  for (int r = 0; r < rows; ++r) adakv::hadamard(x + int64_t(r) * dim, dim);
+}
+
+ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
+                            int32_t* history, float* observed, int window, int64_t n_attentions, int64_t lag,
+                            float* features) {
+  adakv::depart(tokens, count, p, token_log_frequency, history, observed, window, n_attentions, lag, features);
+}
+
+ADAKV_API int adakv_assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers,
+                           int32_t* progress, uint8_t* tiers, int64_t window, int32_t* plan) {
+  return adakv::assign(logits, count, p, capacities, n_tiers, progress, tiers, window, plan) ? 0 : 1;
+}
+
+ADAKV_API void adakv_observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab,
+                             float* observed, int window, float* last_logits, float* surprisal, int threads) {
+  adakv::observe(logits, tokens, count, p, vocab, observed, window, last_logits, surprisal, with_threads(threads));
+}
+
+ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) {
+  adakv::attend(*args, with_threads(threads));
+}
+
+// One row kernel by instruction set, so that every set can be tested on one machine; 1 if the CPU lacks it.
+ADAKV_API int adakv_score_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales, int rows,
+                               const float* queries, const float* sums, int n, int dim, float* scores) {
+  const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
+  if (kernels == nullptr) return 1;
+  kernels->score({bits, codes, scales, rows}, queries, sums, n, dim, scores, rows);
+  return 0;
+}
+
+ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales,
+                                    int rows, const float* weights, int n, int dim, float* acc) {
+  const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
+  if (kernels == nullptr) return 1;
+  kernels->accumulate({bits, codes, scales, rows}, weights, rows, n, dim, acc);
+  return 0;
+}
+
+ADAKV_API const char* adakv_row_kernels() { return adakv::row_kernels().name; }

@@ -1,0 +1,29 @@
+# The cache kernels without any ExecuTorch dependency: target adakv_kernels. Included by every build of them
+# (the wheel, the sanitizer tests, Android).
+set(_csrc "${CMAKE_CURRENT_LIST_DIR}")
+find_package(Threads REQUIRED)
+
+add_library(adakv_rows_baseline OBJECT "${_csrc}/rows.cpp")
+target_compile_definitions(adakv_rows_baseline PRIVATE ADAKV_ISA=baseline)
+set(_rows $<TARGET_OBJECTS:adakv_rows_baseline>)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  add_library(adakv_rows_avx2 OBJECT "${_csrc}/rows.cpp")
+  target_compile_definitions(adakv_rows_avx2 PRIVATE ADAKV_ISA=avx2)
+  target_compile_options(adakv_rows_avx2 PRIVATE -mavx2 -mfma -mf16c)
+  list(APPEND _rows $<TARGET_OBJECTS:adakv_rows_avx2>)
+  set(_have_avx2 ADAKV_HAVE_AVX2)
+endif()
+
+add_library(adakv_kernels STATIC "${_csrc}/quantizer.cpp" "${_csrc}/bookkeeping.cpp" "${_csrc}/attend.cpp"
+                                 "${_csrc}/dispatch.cpp" ${_rows})
+target_include_directories(adakv_kernels PUBLIC "${_csrc}")
+target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2})
+# Packed bytes must not depend on whether the compiler fuses multiplications and additions.
+target_compile_options(adakv_kernels PRIVATE -ffp-contract=off)
+target_link_libraries(adakv_kernels PUBLIC Threads::Threads)
+foreach(_target adakv_kernels adakv_rows_baseline adakv_rows_avx2)
+  if(TARGET ${_target})
+    target_compile_options(${_target} PRIVATE -O3 -Wall -Wextra -Wno-unused-function)
+  endif()
+endforeach()

@@ -1,0 +1,195 @@
+"""The compiled kernels, called from Python: same functions as :mod:`adakv_model.reference`, same arguments.
+
+Used by the kernel tests and by whoever needs the cache in eager mode at the kernels' speed. The library is the
+operator library of the Android target; it also registers the ``adakv::`` operators with the ExecuTorch runtime.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adakv_model.errors import UserError
+from adakv_model.plan import WINDOW
+from adakv_model.quantizer import ScaleMode, row_bytes
+from adakv_model.reference import FEATURES, check_step
+
+LIBRARY_NAME = "libadakv_ops.so"
+THREADS = 2
+
+
+def operator_library() -> Path:
+    """The installed operator library; `$ADAKV_OPS_LIBRARY` overrides. Raises UserError if it was not built."""
+    override = os.environ.get("ADAKV_OPS_LIBRARY")
+    if override:
+        if not Path(override).is_file():
+            raise UserError(f"ADAKV_OPS_LIBRARY points to {override}, which does not exist")
+        return Path(override)
+    try:
+        files = metadata.files("adakv") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == LIBRARY_NAME and Path(str(file.locate())).is_file():
+            return Path(str(file.locate()))
+    raise UserError(f"the operator library {LIBRARY_NAME} is not built: run `make venv` (or pip install this package)")
+
+
+@functools.cache
+def load_library(path: Path | None = None) -> ctypes.CDLL:
+    """Load the operator library once per process; this also registers the operators with ExecuTorch."""
+    import executorch.extension.pybindings.portable_lib  # noqa: F401  (the runtime must be in the process first)
+
+    path = path or operator_library()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise UserError(f"cannot load the operator library {path}: {e}") from e
+    library.adakv_row_kernels.restype = ctypes.c_char_p
+    return library
+
+
+def _pointer(x: Tensor) -> ctypes.c_void_p:
+    assert x.is_contiguous()
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _i64(value: int) -> ctypes.c_int64:
+    return ctypes.c_int64(value)
+
+
+def quantize_rows(x: Tensor, bits: int, mode: ScaleMode) -> tuple[Tensor, Tensor]:
+    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales float16 [n] (unset for 16 bits)."""
+    n, dim = x.shape
+    packed = torch.zeros(n, row_bytes(bits, dim), dtype=torch.uint8)
+    scales = torch.zeros(n, dtype=torch.float16)
+    arguments = (_pointer(x), n, bits, int(mode), dim, _pointer(packed), _pointer(scales))
+    load_library().adakv_quantize_rows(*arguments)
+    return packed, scales
+
+
+def dequantize_rows(packed: Tensor, scales: Tensor, bits: int, dim: int) -> Tensor:
+    """Inverse of :func:`quantize_rows`: float32 [n, D]."""
+    out = torch.empty(packed.shape[0], dim)
+    load_library().adakv_dequantize_rows(
+        _pointer(packed), _pointer(scales), packed.shape[0], bits, dim, _pointer(out)
+    )
+    return out
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Orthonormal Hadamard transform of float32 [n, D]."""
+    out = x.clone()
+    load_library().adakv_hadamard(_pointer(out), *out.shape)
+    return out
+
+
+def score_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, queries: Tensor) -> Tensor | None:
+    """<query, row> float32 [n queries, n rows] on one instruction set; None if this CPU lacks it."""
+    (n, dim), rows = queries.shape, packed.shape[0]
+    out, sums = torch.empty(n, rows), queries.sum(1).contiguous()
+    status = load_library().adakv_score_rows(
+        isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(queries), _pointer(sums), n, dim,
+        _pointer(out),
+    )  # fmt: skip
+    return None if status else out
+
+
+def accumulate_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, weights: Tensor, dim: int) -> Tensor | None:
+    """weights float32 [n, rows] times the rows: float32 [n, D]; None if this CPU lacks the instruction set."""
+    n, rows = weights.shape
+    out = torch.zeros(n, dim)
+    status = load_library().adakv_accumulate_rows(
+        isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(weights), n, dim, _pointer(out)
+    )
+    return None if status else out
+
+
+def depart(
+    tokens: Tensor,
+    input_pos: Tensor,
+    token_log_frequency: Tensor,
+    progress: Tensor,
+    history: Tensor,
+    observed: Tensor,
+    n_attentions: int,
+    lag: int,
+) -> Tensor:
+    p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
+    check_step(p, count, int(progress[0]), history.shape[0], window)
+    out = torch.empty(count, len(FEATURES))
+    load_library().adakv_depart(
+        _pointer(tokens), count, _i64(p), _pointer(token_log_frequency), _pointer(history), _pointer(observed),
+        window, _i64(n_attentions), _i64(lag), _pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def assign(
+    logits: Tensor, input_pos: Tensor, capacities: Tensor, progress: Tensor, tiers: Tensor, window: int
+) -> Tensor:
+    p, count = int(input_pos), logits.shape[0]
+    check_step(p, count, int(progress[0]), tiers.shape[0], window)
+    out = torch.empty(count, 2 + capacities.shape[0], dtype=torch.int32)
+    status = load_library().adakv_assign(
+        _pointer(logits), count, _i64(p), _pointer(capacities), capacities.shape[0], _pointer(progress),
+        _pointer(tiers), _i64(window), _pointer(out),
+    )  # fmt: skip
+    if status:
+        raise ValueError("every tier is full: the plan does not hold the context")
+    return out
+
+
+class _AttendArgs(ctypes.Structure):
+    """adakv::AttendArgs of csrc/cache.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean", "layout", "cache")),
+        *((name, ctypes.c_void_p) for name in ("observed", "out")),
+        ("p", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("count", "n_heads", "n_kv_heads", "head_dim", "n_tiers")),
+        ("lag", ctypes.c_int64),
+    ]
+
+
+def attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    plan: Tensor,
+    input_pos: Tensor,
+    k_mean: Tensor,
+    v_mean: Tensor,
+    layout: Tensor,
+    cache: Tensor,
+    observed: Tensor,
+    lag: int,
+) -> Tensor:
+    (kv_heads, dim), count = k_mean.shape, qkv.shape[1]
+    heads = qkv.shape[2] // dim - 2 * kv_heads
+    assert layout[0, WINDOW, 1] >= count
+    out = torch.empty(1, count, heads * dim)
+    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, layout, cache, observed, out]
+    arguments = _AttendArgs(
+        *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2, lag
+    )
+    load_library().adakv_attend(ctypes.byref(arguments), THREADS)
+    return out
+
+
+def observe(
+    logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor
+) -> Tensor:
+    count = tokens.shape[-1]
+    out = torch.empty(count)
+    load_library().adakv_observe(
+        _pointer(logits.contiguous()), _pointer(tokens), count, _i64(int(input_pos)), _i64(last_logits.numel()),
+        _pointer(observed), observed.shape[0], _pointer(last_logits), _pointer(out), THREADS,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,86 @@
+"""Registers the ``adakv::`` operators with torch: schema, shapes for export, and the reference kernels.
+
+Each operator has its ``.out`` form, which ExecuTorch calls; ``csrc/register.cpp`` registers the C++ kernels
+under the same names. Importing this module is enough; it is safe to import twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from adakv_model import reference
+
+SCHEMAS = {
+    "depart": (
+        "Tensor tokens, Tensor input_pos, Tensor token_log_frequency, Tensor progress, Tensor(a!) history,"
+        " Tensor(b!) observed, int n_attentions, int lag"
+    ),
+    "assign": (
+        "Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"
+    ),
+    "attend": (
+        "Tensor qkv, Tensor cos, Tensor sin, Tensor plan, Tensor input_pos, Tensor k_mean, Tensor v_mean,"
+        " Tensor layout, Tensor(a!) cache, Tensor(b!) observed, int lag"
+    ),
+    "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
+}
+
+_KERNELS: dict[str, Callable[..., Tensor]] = {
+    "depart": reference.depart,
+    "assign": reference.assign,
+    "attend": reference.attend,
+    "observe": reference.observe,
+}
+
+
+def _depart_shape(tokens: Tensor, *_: object) -> Tensor:
+    return tokens.new_empty((tokens.shape[1], len(reference.FEATURES)), dtype=torch.float32)
+
+
+def _assign_shape(logits: Tensor, input_pos: Tensor, capacities: Tensor, *_: object) -> Tensor:
+    return logits.new_empty((logits.shape[0], 2 + capacities.shape[0]), dtype=torch.int32)
+
+
+def _attend_shape(qkv: Tensor, *args: object) -> Tensor:
+    k_mean = args[4]
+    assert isinstance(k_mean, Tensor)
+    return qkv.new_empty((1, qkv.shape[1], qkv.shape[2] - 2 * k_mean.numel()))
+
+
+def _observe_shape(logits: Tensor, *_: object) -> Tensor:
+    return logits.new_empty((logits.shape[1],))
+
+
+_SHAPES: dict[str, Callable[..., Tensor]] = {
+    "depart": _depart_shape,
+    "assign": _assign_shape,
+    "attend": _attend_shape,
+    "observe": _observe_shape,
+}
+
+
+def _out_variant(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: object, out: Tensor) -> Tensor:
+        result = kernel(*args)
+        out.resize_(result.shape)
+        return out.copy_(result)
+
+    return call
+
+
+def _register() -> Library:
+    library = Library("adakv", "DEF")
+    for name, arguments in SCHEMAS.items():
+        library.define(f"{name}({arguments}) -> Tensor")
+        library.define(f"{name}.out({arguments}, *, Tensor(z!) out) -> Tensor(z!)")
+        library.impl(name, _KERNELS[name], "CompositeExplicitAutograd")
+        library.impl(f"{name}.out", _out_variant(_KERNELS[name]), "CompositeExplicitAutograd")
+        library._register_fake(name, _SHAPES[name])
+    return library
+
+
+LIBRARY = _register()

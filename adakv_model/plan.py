@@ -1,0 +1,237 @@
+"""Cache plan: the single source of truth for the storage format.
+
+A plan fixes, before export, how many tokens each tier can hold and how wide every unit's rows are; a *unit* is
+one (layer, kv head, K or V). From it follow every byte offset (:class:`Segment`), which Python writes into the
+artifact and every backend, kernel and test reads from there. ``docs/cache-format.md`` describes it in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adakv_model.quantizer import ScaleMode, row_bytes, scale_bytes
+
+ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
+
+#: Columns of the layout table, one row per (unit of the layer, segment).
+LAYOUT_COLUMNS = ("bits", "rows", "codes_offset", "scale_offset", "scale_mode")
+
+SINK, WINDOW, FIRST_TIER = 0, 1, 2  # segment numbers; tier k is segment FIRST_TIER + k
+SINK_BITS = 16
+IN_SINK, IN_WINDOW = 254, 255  # marks in the per-position tier table
+
+#: Raw per-token observations kept while a token is in the window (float32 columns of the ``observed`` ring).
+OBSERVATIONS = (
+    "log_frequency",  # log of the token's unigram probability in the calibration text
+    "confidence",  # max probability of the prediction that this token answers
+    "entropy",  # its entropy, nats
+    "surprisal",  # -log p(token), nats
+    "repeats",  # earlier occurrences of the same token id in the context
+    "own_attention",  # sum over layers and heads of the attention the token pays to itself
+    "own_attention_squared",  # sum of squares of the same
+    "received_attention",  # sum over layers, heads and the next `lag` queries of attention received
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One run of equally wide rows inside a layer's buffer."""
+
+    bits: int
+    rows: int
+    codes_offset: int
+    scale_offset: int
+    scale_mode: ScaleMode
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Capacities and widths of a mixed-precision KV cache.
+
+    unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths; scale_modes: [n_layers][n_kv_heads][2].
+    """
+
+    context: int
+    window: int
+    window_bits: int
+    chunk: int
+    n_heads: int
+    n_kv_heads: int
+    n_layers: int
+    head_dim: int
+    vocab_size: int
+    tier_bits: tuple[int, ...]
+    capacities: tuple[int, ...]
+    unit_bits: np.ndarray
+    scale_modes: np.ndarray
+    policy: str = "adaptive"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chunk <= self.window:
+            raise ValueError(f"prefill chunk {self.chunk} must lie in [1, window = {self.window}]")
+        if sum(self.capacities) != self.stored_in_tiers:
+            raise ValueError(f"tier capacities {self.capacities} must sum to {self.stored_in_tiers}")
+        expected = (self.n_layers, self.n_kv_heads, 2, self.n_tiers)
+        if self.unit_bits.shape != expected or self.scale_modes.shape != expected[:3]:
+            raise ValueError(f"unit tables must have shape {expected}, not {self.unit_bits.shape}")
+
+    @property
+    def n_tiers(self) -> int:
+        return len(self.tier_bits)
+
+    @property
+    def stored_in_tiers(self) -> int:
+        """Tokens that must fit into the tiers when the context is full: all but the sink and the window."""
+        return max(self.context - 1 - self.window, 0)
+
+    @property
+    def lag(self) -> int:
+        """Queries after a token whose attention to it is known before any chunk in which it leaves."""
+        return self.window - self.chunk
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a controller decides (more than one tier)."""
+        return self.n_tiers > 1
+
+    @property
+    def values(self) -> int:
+        """K and V values in a full context."""
+        return self.context * self.values_per_token
+
+    @property
+    def values_per_token(self) -> int:
+        return self.n_layers * self.n_kv_heads * 2 * self.head_dim
+
+    def _specs(self, layer: int, unit: int) -> list[tuple[int, int, ScaleMode]]:
+        """(bits, rows, scale mode) of each segment of one unit (unit = 2 * kv head + {0: K, 1: V})."""
+        head, side = divmod(unit, 2)
+        mode = ScaleMode(int(self.scale_modes[layer, head, side]))
+        fixed = [(SINK_BITS, 1, ScaleMode.RMS), (self.window_bits, self.window, ScaleMode.RMS)]
+        tiers = self.unit_bits[layer, head, side]
+        return fixed + [(int(b), rows, mode) for b, rows in zip(tiers, self.capacities, strict=True)]
+
+    @cached_property
+    def _layers(self) -> list[tuple[list[list[Segment]], int]]:
+        layers = []
+        for layer in range(self.n_layers):
+            end, units = 0, []
+            for unit in range(2 * self.n_kv_heads):
+                segments = []
+                for bits, rows, mode in self._specs(layer, unit):
+                    codes = end
+                    scales = _align(codes + rows * row_bytes(bits, self.head_dim))
+                    end = _align(scales + rows * scale_bytes(bits))
+                    segments.append(Segment(bits, rows, codes, scales, mode))
+                units.append(segments)
+            layers.append((units, end))
+        return layers
+
+    def segments(self, layer: int) -> list[list[Segment]]:
+        """Segments of one layer's buffer: [2 * n_kv_heads][2 + n_tiers]."""
+        return self._layers[layer][0]
+
+    def layer_bytes(self, layer: int) -> int:
+        return self._layers[layer][1]
+
+    def layout(self, layer: int) -> Tensor:
+        """The layer's layout table for the operator: int32 [2 * n_kv_heads, 2 + n_tiers, 5]."""
+        rows = [[[int(getattr(s, c)) for c in LAYOUT_COLUMNS] for s in u] for u in self.segments(layer)]
+        return torch.tensor(rows, dtype=torch.int32)
+
+    @property
+    def bookkeeping_bytes(self) -> dict[str, int]:
+        """State beside the rows: what the slots need, and what the controller observes."""
+        parts = {"progress": 4 * (1 + self.n_tiers), "tiers": self.context}
+        if self.adaptive:
+            parts["history"] = 4 * self.context
+            parts["observed"] = 4 * self.window * len(OBSERVATIONS)
+            parts["last_logits"] = 4 * self.vocab_size
+        return parts
+
+    @property
+    def pool_bytes(self) -> dict[str, int]:
+        """Bytes of rows and scales by segment, over all layers, without alignment."""
+        names = ["sink", "window", *(f"tier_{b}" for b in self.tier_bits)]
+        totals = dict.fromkeys(names, 0)
+        for layer in range(self.n_layers):
+            for unit in self.segments(layer):
+                for name, s in zip(names, unit, strict=True):
+                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + scale_bytes(s.bits))
+        return totals
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Everything the cache keeps between steps: rows, scales, alignment and bookkeeping."""
+        layers = sum(self.layer_bytes(layer) for layer in range(self.n_layers))
+        return layers + sum(self.bookkeeping_bytes.values())
+
+    @property
+    def bits_per_value(self) -> float:
+        """Allocated bits per K or V value of a full context, everything included."""
+        return 8 * self.bytes_allocated / self.values
+
+    @property
+    def fp16_bytes(self) -> int:
+        """An unquantized fp16 cache of the same context."""
+        return 2 * self.values
+
+    def stored_bits(self, counts: Sequence[int], tokens: int) -> float:
+        """Bits per stored value after `tokens` tokens, `counts` of them in each tier: rows and scales only."""
+        widths = self.unit_bits.reshape(-1, self.n_tiers)
+        overhead = 8 * np.vectorize(scale_bytes)(widths) / self.head_dim
+        per_tier = (widths + overhead).mean(0)
+        in_window = max(tokens - 1 - int(sum(counts)), 0)
+        window = self.window_bits + 8 * scale_bytes(self.window_bits) / self.head_dim
+        total = min(tokens, 1) * SINK_BITS + in_window * window + float(np.dot(per_tier, counts))
+        return total / max(tokens, 1)
+
+    def to_manifest(self) -> dict:
+        """The `kv_cache` section of an artifact's manifest."""
+        return {
+            "policy": self.policy,
+            "context": self.context,
+            "window": self.window,
+            "window_bits": self.window_bits,
+            "prefill_chunk": self.chunk,
+            "tiers": [
+                {"bits": b, "capacity": c, "mean_row_bits": round(float(self.unit_bits[..., k].mean()), 4)}
+                for k, (b, c) in enumerate(zip(self.tier_bits, self.capacities, strict=True))
+            ],
+            "bytes": {**self.pool_bytes, **self.bookkeeping_bytes},
+            "bytes_allocated": self.bytes_allocated,
+            "bits_per_value": round(self.bits_per_value, 4),
+            "fp16_bytes": self.fp16_bytes,
+            "unit_bits": self.unit_bits.tolist(),
+            "scale_modes": self.scale_modes.tolist(),
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "n_layers": self.n_layers,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+        }
+
+    @classmethod
+    def from_manifest(cls, section: dict) -> CachePlan:
+        """Rebuild the plan that an artifact was exported with."""
+        same = ("context", "window", "window_bits", "n_heads", "n_kv_heads", "n_layers", "head_dim")
+        return cls(
+            **{name: section[name] for name in same},
+            vocab_size=section["vocab_size"],
+            chunk=section["prefill_chunk"],
+            policy=section["policy"],
+            tier_bits=tuple(t["bits"] for t in section["tiers"]),
+            capacities=tuple(t["capacity"] for t in section["tiers"]),
+            unit_bits=np.array(section["unit_bits"], dtype=np.int64),
+            scale_modes=np.array(section["scale_modes"], dtype=np.int64),
+        )
+
+
+def _align(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,150 @@
+"""Row quantizer of the KV cache: Hadamard rotation, 2/3/4/8/16-bit codes, one fp16 scale a row.
+
+A *row* is one token of one (layer, kv head, K or V) unit after its calibrated mean was removed and the
+Hadamard transform applied; rotated rows are close to Gaussian, so uniform mid-rise levels are near optimal:
+
+    x ~= (2 c - (2^b - 1)) * scale,   c in [0, 2^b - 1],   scale = step_b / 2 * rms(x)
+
+``step_b`` is the MSE-optimal uniform step for a unit Gaussian (Max, "Quantizing for minimum distortion",
+IRE Trans. 1960). 8-bit rows scale by their absolute maximum; 16-bit rows are plain fp16 without a scale.
+
+``csrc/quantizer.h`` is the same arithmetic in C++, operation for operation: sums are folded in halves and
+nothing is contracted into fused multiply-adds, so equal inputs give equal bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+SUPPORTED_BITS = (2, 3, 4, 8, 16)
+
+#: MSE-optimal uniform quantizer step for N(0, 1), in standard deviations.
+GAUSSIAN_STEP = {2: 0.996, 3: 0.586, 4: 0.335}
+
+#: Mean squared error of those quantizers for N(0, 1); 8 bits: absmax of 64 samples (about 2.6 sigma) / 255.
+GAUSSIAN_MSE = {2: 0.1188, 3: 0.0374, 4: 0.0115, 8: 3.7e-5, 16: 1e-8}
+
+SCALE_BYTES = 2
+FP16_MAX = 65504.0
+
+
+class ScaleMode(IntEnum):
+    """How a row's stored scale is chosen once its codes are known."""
+
+    RMS = 0  # step / 2 * rms: the quantizer's own step
+    UNBIASED = 1  # (x . x) / (x . q): <x, x_hat> = <x, x>, so a logit is not shrunk on average
+
+
+def row_bytes(bits: int, head_dim: int) -> int:
+    """Bytes of one row's codes (without its scale)."""
+    if bits not in SUPPORTED_BITS:
+        raise ValueError(f"unsupported width: {bits} bits (one of {SUPPORTED_BITS})")
+    return head_dim * bits // 8
+
+
+def scale_bytes(bits: int) -> int:
+    """Bytes of one row's scale: fp16, none for 16-bit rows."""
+    return 0 if bits == 16 else SCALE_BYTES
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Orthonormal fast Walsh-Hadamard transform over the last axis (a power of two); its own inverse."""
+    d = x.shape[-1]
+    lead, h = x.shape[:-1], 1
+    while h < d:
+        pair = x.reshape(*lead, d // (2 * h), 2, h)
+        a, b = pair[..., 0, :], pair[..., 1, :]
+        x = torch.stack((a + b, a - b), dim=-2).reshape(*lead, d)
+        h *= 2
+    return x * (1.0 / math.sqrt(d))
+
+
+def fold_sum(x: Tensor) -> Tensor:
+    """Sum over the last axis (a power of two), folding the upper half onto the lower: one fixed order."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        x = x[..., :half] + x[..., half:]
+    return x[..., 0]
+
+
+def quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> tuple[Tensor, Tensor]:
+    """Quantize rotated rows.
+
+    x: float32 [..., D]. Returns codes uint8 [..., D] and scale float16 [...] for bits < 16; for 16 bits the
+    codes are float16 [..., D] and the scale is empty.
+    """
+    if bits == 16:
+        return x.clamp(-FP16_MAX, FP16_MAX).half(), x.new_empty(0, dtype=torch.float16)
+    levels = 1 << bits
+    if bits == 8:
+        half_step = x.abs().amax(-1) * (1.0 / 255.0)
+    else:
+        rms = torch.sqrt(fold_sum(x * x) * (1.0 / x.shape[-1]))
+        half_step = rms * (GAUSSIAN_STEP[bits] / 2)
+    inverse = torch.where(half_step > 0, 0.5 / half_step, torch.zeros_like(half_step))
+    codes = torch.floor(x * inverse.unsqueeze(-1) + levels / 2).clamp(0, levels - 1)
+    scale = half_step
+    if mode == ScaleMode.UNBIASED and bits < 8:
+        odd = codes * 2 - (levels - 1)
+        xq = fold_sum(x * odd)
+        scale = torch.where(xq > 0, fold_sum(x * x) / xq, half_step)
+    return codes.to(torch.uint8), scale.clamp(max=FP16_MAX).half()
+
+
+def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Inverse of :func:`quantize`: float32 [..., D]."""
+    if bits == 16:
+        return codes.float()
+    odd = codes.float() * 2 - ((1 << bits) - 1)
+    return odd * scale.float().unsqueeze(-1)
+
+
+def _pack_plane(codes: Tensor, bits: int) -> Tensor:
+    """Pack b-bit codes [..., D] into [..., D b / 8] bytes: byte j holds channels j, j + n, j + 2n, ..."""
+    fields = 8 // bits
+    parts = codes.reshape(*codes.shape[:-1], fields, codes.shape[-1] // fields)
+    out = parts[..., 0, :].clone()
+    for f in range(1, fields):
+        out |= parts[..., f, :] << (bits * f)
+    return out
+
+
+def _unpack_plane(packed: Tensor, bits: int) -> Tensor:
+    fields, mask = 8 // bits, (1 << bits) - 1
+    return torch.cat([(packed >> (bits * f)) & mask for f in range(fields)], dim=-1)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack quantized codes [..., D] into uint8 [..., row_bytes(bits, D)].
+
+    2, 4 and 8 bits are one plane; 3 bits are a plane of the two low bits followed by a plane of the high bit,
+    so that unpacking needs only masks and shifts of whole vectors. 16 bits are little-endian fp16.
+    """
+    if bits == 16:
+        return codes.contiguous().view(torch.uint8)
+    if bits == 8:
+        return codes.clone()
+    if bits == 3:
+        return torch.cat([_pack_plane(codes & 3, 2), _pack_plane(codes >> 2, 1)], dim=-1)
+    return _pack_plane(codes, bits)
+
+
+def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
+    """Inverse of :func:`pack`: uint8 codes [..., D] (float16 for 16 bits)."""
+    if bits == 16:
+        return packed.contiguous().view(torch.float16)
+    if bits == 8:
+        return packed.clone()
+    if bits == 3:
+        low = head_dim // 4
+        return _unpack_plane(packed[..., :low], 2) | (_unpack_plane(packed[..., low:], 1) << 2)
+    return _unpack_plane(packed, bits)
+
+
+def fake_quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
+    """Rotated rows [..., D] as the cache would read them back."""
+    return dequantize(*quantize(x, bits, mode), bits)

@@ -1,0 +1,292 @@
+"""Torch reference of the four ``adakv::`` cache operators; ``csrc/`` is tested against these functions.
+
+A step over a chunk of T tokens at positions p .. p + T - 1 calls, in this order,
+
+    depart   features of the tokens that leave the window during the chunk          -> controller -> logits
+    assign   tier and slot of each of them, and how many rows every query may see   -> plan
+    attend   (each layer) append the chunk, demote the leaving rows, attend
+    observe  surprisal, entropy and confidence of the chunk's tokens
+
+Features of a token are complete before any chunk in which it can leave begins, so every chunking of a text
+gives the same tiers, the same packed bytes and, up to float rounding, the same logits. All state tensors are
+updated in place. Positions: 0 is the sink, the newest `window` tokens are the window, older ones are in tiers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from adakv_model.plan import FIRST_TIER, IN_SINK, IN_WINDOW, OBSERVATIONS, SINK, WINDOW
+from adakv_model.quantizer import ScaleMode, dequantize, hadamard, pack, quantize, row_bytes, unpack
+
+(LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS, OWN, OWN_SQUARED, RECEIVED) = range(len(OBSERVATIONS))
+
+#: Features of a departing token as the controller sees them (columns of depart's output).
+FEATURES = (
+    "log_frequency",
+    "confidence",
+    "attention_variance",
+    "entropy",
+    "surprisal",
+    "own_attention",
+    "repetition",
+    "received_attention",
+)
+
+VARIANCE_FLOOR, ATTENTION_FLOOR = 1e-6, 1e-5
+
+
+def check_step(input_pos: int, tokens: int, length: int, context: int, window: int) -> None:
+    """Raise ValueError unless a chunk of `tokens` may start at `input_pos` of a cache that holds `length`."""
+    if not 1 <= tokens <= window:
+        raise ValueError(f"a chunk has 1 to {window} tokens, not {tokens}")
+    if input_pos not in (0, length):
+        raise ValueError(f"input_pos is {input_pos}: continue at {length} or reset at 0")
+    if input_pos + tokens > context:
+        raise ValueError(f"context full: position {input_pos + tokens} is past the capacity of {context}")
+
+
+def depart(
+    tokens: Tensor,
+    input_pos: Tensor,
+    token_log_frequency: Tensor,
+    progress: Tensor,
+    history: Tensor,
+    observed: Tensor,
+    n_attentions: int,
+    lag: int,
+) -> Tensor:
+    """Features float32 [T, 8] of the tokens that leave the window, and fresh observations of the new ones.
+
+    tokens: int64 [1, T]; progress: int32 [1 + K]; history: int32 [N]; observed: float32 [R, 8].
+    n_attentions: layers x heads, the number of attention rows summed into an observation.
+    """
+    p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
+    check_step(p, count, int(progress[0]), history.shape[0], window)
+    slots = torch.arange(p, p + count) % window
+    raw = observed[slots]
+    own = raw[:, OWN] / n_attentions
+    variance = (raw[:, OWN_SQUARED] / n_attentions - own * own).clamp(min=0)
+    received = raw[:, RECEIVED] / (n_attentions * max(lag, 1))
+    features = torch.stack(
+        [
+            raw[:, LOG_FREQUENCY],
+            raw[:, CONFIDENCE],
+            torch.log(variance + VARIANCE_FLOOR),
+            raw[:, ENTROPY],
+            raw[:, SURPRISAL],
+            torch.log(own + ATTENTION_FLOOR),
+            torch.log1p(raw[:, REPEATS]),
+            torch.log(received + ATTENTION_FLOOR),
+        ],
+        dim=1,
+    )
+    leaving = torch.arange(p, p + count) - window >= 1
+    features = torch.where(leaving.unsqueeze(1), features, torch.zeros_like(features))
+    history[p : p + count] = tokens[0].to(torch.int32)
+    observed[slots] = 0.0
+    observed[slots, LOG_FREQUENCY] = token_log_frequency[tokens[0]]
+    for i in range(count):
+        observed[slots[i], REPEATS] = float((history[: p + i] == history[p + i]).sum())
+    return features
+
+
+def nearest_tier_with_room(wanted: int, fill: list[int], capacities: list[int]) -> int:
+    """The wanted tier, else the nearest one with a free slot, narrower before wider."""
+    for distance in range(len(capacities)):
+        for tier in (wanted - distance, wanted + distance):
+            if 0 <= tier < len(capacities) and fill[tier] < capacities[tier]:
+                return tier
+    raise ValueError("every tier is full: the plan does not hold the context")
+
+
+def assign(
+    logits: Tensor, input_pos: Tensor, capacities: Tensor, progress: Tensor, tiers: Tensor, window: int
+) -> Tensor:
+    """Give each departing token a tier and a slot.
+
+    logits: float32 [T, K]; capacities: int32 [K]; progress: int32 [1 + K] (length, then rows used in each
+    tier); tiers: uint8 [N]. Returns plan int32 [T, 2 + K]: tier and slot of the token that leaves as query i
+    is appended (-1, -1 if none does), then the rows of every tier that query i sees.
+    """
+    p, count = int(input_pos), logits.shape[0]
+    check_step(p, count, int(progress[0]), tiers.shape[0], window)
+    room = capacities.tolist()
+    fill = [0] * len(room) if p == 0 else progress[1:].tolist()
+    rows = []
+    for i in range(count):
+        position, tier, slot = p + i, -1, -1
+        if position - window >= 1:
+            tier = nearest_tier_with_room(int(logits[i].argmax()), fill, room)
+            slot = fill[tier]
+            fill[tier] += 1
+            tiers[position - window] = tier
+        tiers[position] = IN_SINK if position == 0 else IN_WINDOW
+        rows.append([tier, slot, *fill])
+    progress.copy_(torch.tensor([p + count, *fill], dtype=torch.int32))
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split layout. x: [T, heads, D]; cos, sin: [T, D / 2]."""
+    half = x.shape[-1] // 2
+    a, b, c, s = x[..., :half], x[..., half:], cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat((a * c - b * s, b * c + a * s), dim=-1)
+
+
+class UnitView:
+    """Rows of one unit inside a layer's packed buffer. table: int [2 + K, 5]; cache: uint8 [bytes]."""
+
+    def __init__(self, table: Tensor, cache: Tensor, head_dim: int) -> None:
+        self.table, self.cache, self.head_dim = table.tolist(), cache, head_dim
+
+    def _blocks(self, segment: int) -> tuple[Tensor, Tensor]:
+        """The segment's packed codes uint8 [rows, bytes] and scales float16 [rows], as views."""
+        bits, rows, codes_at, scales_at, _ = self.table[segment]
+        width = row_bytes(bits, self.head_dim)
+        codes = self.cache[codes_at : codes_at + rows * width].view(rows, width)
+        scales = self.cache[scales_at : scales_at + (rows * 2 if bits < 16 else 0)].view(torch.float16)
+        return codes, scales
+
+    def read(self, segment: int, rows: Tensor) -> Tensor:
+        """Dequantized rows float32 [len(rows), D]."""
+        bits = self.table[segment][0]
+        codes, scales = self._blocks(segment)
+        scale = scales[rows] if bits < 16 else scales
+        return dequantize(unpack(codes[rows], bits, self.head_dim), scale, bits)
+
+    def write(self, segment: int, rows: Tensor, x: Tensor) -> None:
+        """Quantize x float32 [len(rows), D] into the given rows."""
+        bits, mode = self.table[segment][0], ScaleMode(self.table[segment][4])
+        codes, scales = self._blocks(segment)
+        new_codes, new_scales = quantize(x, bits, mode)
+        codes[rows] = pack(new_codes, bits)
+        if bits < 16:
+            scales[rows] = new_scales
+
+    def demote(self, window_row: int, tier: int, slot: int) -> None:
+        """Move one window row into a tier: a copy where the widths agree, else requantized."""
+        segment, row = FIRST_TIER + tier, torch.tensor([slot])
+        source = torch.tensor([window_row])
+        if self.table[segment][0] != self.table[WINDOW][0]:
+            self.write(segment, row, self.read(WINDOW, source))
+            return
+        for target, origin in zip(self._blocks(segment), self._blocks(WINDOW), strict=True):
+            if target.numel():
+                target[row] = origin[source]
+
+    def as_window(self, x: Tensor) -> Tensor:
+        """x as the window would return it."""
+        bits, mode = self.table[WINDOW][0], ScaleMode(self.table[WINDOW][4])
+        return dequantize(*quantize(x, bits, mode), bits)
+
+
+def _visible(plan: Tensor, p: int, window: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Who sees what: mask bool [T, rows], positions of the old window rows and of the chunk's, rows per tier.
+
+    Rows are ordered sink, tiers, old window, chunk (position 0 is the sink, not a chunk row).
+    """
+    count = plan.shape[0]
+    query = torch.arange(p, p + count).unsqueeze(1)
+    used = plan[-1, 2:].tolist()
+    tier_masks = [torch.arange(n) < plan[:, 2 + k : 3 + k] for k, n in enumerate(used)]
+    old, new = torch.arange(max(1, p - window), max(1, p)), torch.arange(max(1, p), p + count)
+    recent = torch.cat((old, new))
+    masks = [torch.ones(count, 1, dtype=torch.bool), *tier_masks, (recent <= query) & (recent > query - window)]
+    return torch.cat(masks, dim=1), old, new, used
+
+
+def attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    plan: Tensor,
+    input_pos: Tensor,
+    k_mean: Tensor,
+    v_mean: Tensor,
+    layout: Tensor,
+    cache: Tensor,
+    observed: Tensor,
+    lag: int,
+) -> Tensor:
+    """Append a chunk, demote the rows that leave the window, attend; returns float32 [1, T, H D].
+
+    qkv: float32 [1, T, (H + 2 KV) D], before RoPE; cos, sin: float32 [N, D / 2]; plan: from :func:`assign`;
+    k_mean, v_mean: float32 [KV, D]; layout: int32 [2 KV, 2 + K, 5]; cache: uint8 [layer bytes]; observed:
+    float32 [R, 8], where attention is recorded if lag >= 0. The K mean leaves every key, which only shifts all
+    logits of a query alike, so it never returns; the V mean returns once in the output.
+    """
+    p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
+    n_heads = qkv.shape[2] // head_dim - 2 * kv_heads
+    group, window = n_heads // kv_heads, int(layout[0, WINDOW, 1])
+    q, k, v = qkv[0].reshape(count, -1, head_dim).split([n_heads, kv_heads, kv_heads], dim=1)
+    q = hadamard(apply_rope(q, cos[p : p + count], sin[p : p + count])) * (1.0 / math.sqrt(head_dim))
+    k = hadamard(apply_rope(k, cos[p : p + count], sin[p : p + count]) - k_mean)
+    v = hadamard(v - v_mean)
+    mask, old, new, used = _visible(plan, p, window)
+    outputs, probabilities = [], []
+    for h in range(kv_heads):
+        rows = [
+            _exchange(UnitView(layout[2 * h + side], cache, head_dim), x[:, h], plan, p, old, new, used)
+            for side, x in enumerate((k, v))
+        ]
+        scores = torch.einsum("tgd,nd->tgn", q[:, h * group : (h + 1) * group], rows[0])
+        probability = scores.masked_fill(~mask.unsqueeze(1), -math.inf).softmax(-1)
+        outputs.append(hadamard(torch.einsum("tgn,nd->tgd", probability, rows[1])) + v_mean[h])
+        probabilities.append(probability)
+    if lag >= 0:
+        recent = torch.cat(probabilities, dim=1)[..., 1 + sum(used) :]
+        _record_attention(observed, recent, torch.cat((old, new)), p, lag)
+    return torch.cat(outputs, dim=1).reshape(1, count, n_heads * head_dim)
+
+
+def _exchange(
+    unit: UnitView, x: Tensor, plan: Tensor, p: int, old: Tensor, new: Tensor, used: list[int]
+) -> Tensor:
+    """Demote, store the chunk's rows x [T, D], and return every row the chunk may read [rows, D]."""
+    window = unit.table[WINDOW][1]
+    for i, (tier, slot) in enumerate(plan[:, :2].tolist()):
+        if tier >= 0:
+            unit.demote((p + i - window) % window, tier, slot)
+    if p == 0:
+        unit.write(SINK, torch.tensor([0]), x[:1])
+    fresh = x[-len(new) :] if len(new) else x[:0]
+    rows = [unit.read(SINK, torch.tensor([0]))]
+    rows += [unit.read(FIRST_TIER + k, torch.arange(n)) for k, n in enumerate(used)]
+    rows += [unit.read(WINDOW, old % window), unit.as_window(fresh)]
+    unit.write(WINDOW, new % window, fresh)
+    return torch.cat(rows)
+
+
+def _record_attention(observed: Tensor, recent: Tensor, positions: Tensor, p: int, lag: int) -> None:
+    """Add what each recent token pays to itself and receives. recent: [T, H, rows]; positions: [rows]."""
+    window = observed.shape[0]
+    age = torch.arange(p, p + recent.shape[0]).unsqueeze(1) - positions
+    own, received = (age == 0).unsqueeze(1), (age >= 1) & (age <= lag)
+    slots = positions % window
+    observed[:, OWN].index_add_(0, slots, (recent * own).sum((0, 1)))
+    observed[:, OWN_SQUARED].index_add_(0, slots, (recent * recent * own).sum((0, 1)))
+    observed[:, RECEIVED].index_add_(0, slots, (recent * received.unsqueeze(1)).sum((0, 1)))
+
+
+def observe(
+    logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor
+) -> Tensor:
+    """Record how well each token of the chunk was predicted; keep the last logits for the next chunk.
+
+    logits: float32 [1, T, V]; last_logits: float32 [V]. Returns surprisal float32 [T], 0 for position 0.
+    """
+    p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
+    previous = torch.cat((last_logits.unsqueeze(0), logits[0, :-1]))
+    log_p = previous.log_softmax(-1)
+    surprisal = -log_p.gather(1, tokens[0].unsqueeze(1))[:, 0]
+    values = torch.stack((log_p.amax(-1).exp(), -(log_p.exp() * log_p).sum(-1), surprisal), dim=1)
+    if p == 0:
+        values[0] = 0.0
+    slots = torch.arange(p, p + count) % window
+    observed[slots, CONFIDENCE : SURPRISAL + 1] = values
+    last_logits.copy_(logits[0, -1])
+    return values[:, 2].clone()

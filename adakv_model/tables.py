@@ -1,0 +1,98 @@
+"""Calibration tables of one checkpoint: what the quantizer and the controller learned offline.
+
+A small safetensors file, written by scripts/calibrate.py and scripts/train_controller.py and shipped in
+``adakv_model/calibrated/`` for the default checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adakv_model.config import LlamaConfig
+from adakv_model.controller import ImportanceScorer
+from adakv_model.errors import UserError
+
+SHIPPED = Path(__file__).parent / "calibrated"
+DEFAULT_CONTROLLER = "smollm2-135m-instruct"
+
+
+@dataclass
+class CalibrationTables:
+    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. sensitivity: float32 [L, KV, 2], the loss
+    added per unit of relative quantization noise in a unit (mean 1). scale_modes: uint8 [L, KV, 2].
+    token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
+    the scorer's output on the calibration text. info: provenance (commands, texts, token counts)."""
+
+    k_mean: Tensor
+    v_mean: Tensor
+    sensitivity: Tensor
+    scale_modes: Tensor
+    token_log_frequency: Tensor
+    scorer: ImportanceScorer
+    score_quantiles: Tensor
+    info: dict = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        tensors = {name: getattr(self, name).contiguous() for name in _PLAIN}
+        tensors |= {f"scorer.{name}": value.contiguous() for name, value in self.scorer.state_dict().items()}
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationTables:
+        """Raises UserError for a missing, truncated or foreign file."""
+        if not path.is_file():
+            raise UserError(f"no calibration tables at {path}: make them with scripts/calibrate.py")
+        try:
+            with safe_open(path, "pt") as f:
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+                info = json.loads((f.metadata() or {}).get("info", "{}"))
+            scorer = ImportanceScorer(tensors["scorer.hidden.bias"].shape[0])
+            scorer.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("scorer.")})
+            return cls(**{name: tensors[name] for name in _PLAIN}, scorer=scorer, info=info)
+        except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as e:
+            raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
+
+    def check(self, config: LlamaConfig) -> None:
+        """Raise UserError unless the tables fit a model of this shape."""
+        expected = (config.n_layers, config.n_kv_heads, config.head_dim)
+        if tuple(self.k_mean.shape) != expected or self.token_log_frequency.shape[0] != config.vocab_size:
+            raise UserError(
+                f"the calibration tables are for a model of {tuple(self.k_mean.shape)} (layers, kv heads, head_dim),"
+                f" not {expected}: run scripts/calibrate.py on this checkpoint"
+            )
+
+
+_PLAIN = ("k_mean", "v_mean", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles")
+
+
+def neutral_tables(config: LlamaConfig) -> CalibrationTables:
+    """Tables of an uncalibrated checkpoint: no means, equal units, the default checkpoint's controller."""
+    donor = CalibrationTables.load(shipped_tables(DEFAULT_CONTROLLER))
+    mean = torch.zeros(config.n_layers, config.n_kv_heads, config.head_dim)
+    units = (config.n_layers, config.n_kv_heads, 2)
+    same_vocabulary = donor.token_log_frequency.shape[0] == config.vocab_size
+    return CalibrationTables(
+        k_mean=mean,
+        v_mean=mean.clone(),
+        sensitivity=torch.ones(units),
+        scale_modes=torch.zeros(units, dtype=torch.uint8),
+        token_log_frequency=donor.token_log_frequency if same_vocabulary else torch.zeros(config.vocab_size),
+        scorer=donor.scorer,
+        score_quantiles=donor.score_quantiles,
+        info={"calibrated": False, "controller": DEFAULT_CONTROLLER},
+    )
+
+
+def shipped_tables(model: str) -> Path:
+    """Where the package keeps a named checkpoint's tables (the file may not exist)."""
+    return SHIPPED / f"{model}.safetensors"

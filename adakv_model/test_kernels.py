@@ -1,0 +1,210 @@
+"""The C++ kernels against the torch reference: equal bytes, tiers and slots; attention to 1e-5."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adakv_model import native, reference
+from adakv_model.plan import OBSERVATIONS, CachePlan
+from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, dequantize, hadamard, pack, quantize, unpack
+
+DIMS = (16, 32, 64, 128, 256)
+ISAS = ("baseline", "avx2")
+
+
+def rows(seed: int, n: int, dim: int, scale: float) -> Tensor:
+    x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)) * scale
+    x[0] = 0.0  # an all-zero row
+    if n > 1:
+        x[1, 0] = 900.0 * scale  # an outlier
+    return x
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    dim=st.sampled_from(DIMS),
+    bits=st.sampled_from(SUPPORTED_BITS),
+    mode=st.sampled_from(list(ScaleMode)),
+    scale=st.sampled_from([1e-7, 1e-3, 1.0, 30.0, 3e4]),
+)
+@settings(max_examples=120, deadline=None)
+def test_packed_bytes_are_identical(seed: int, dim: int, bits: int, mode: ScaleMode, scale: float) -> None:
+    x = rows(seed, 5, dim, scale)
+    codes, scales = quantize(x, bits, mode)
+    packed, native_scales = native.quantize_rows(x, bits, mode)
+    assert torch.equal(pack(codes, bits), packed)
+    assert torch.equal(unpack(packed, bits, dim), codes)
+    if bits < 16:
+        assert torch.equal(scales.view(torch.int16), native_scales.view(torch.int16))
+    assert torch.equal(native.dequantize_rows(packed, native_scales, bits, dim), dequantize(codes, scales, bits))
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_hadamard_is_identical_and_its_own_inverse(dim: int) -> None:
+    x = rows(dim, 9, dim, 2.0)
+    assert torch.equal(native.hadamard(x), hadamard(x))
+    torch.testing.assert_close(hadamard(hadamard(x)), x, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("bits", SUPPORTED_BITS)
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 21])
+def test_row_kernels_match_on_every_instruction_set(isa: str, dim: int, bits: int, n_rows: int) -> None:
+    generator = torch.Generator().manual_seed(n_rows)
+    x, queries = torch.randn(n_rows, dim, generator=generator), torch.randn(6, dim, generator=generator)
+    weights = torch.rand(6, n_rows, generator=generator)
+    packed, scales = native.quantize_rows(x, bits, ScaleMode.RMS)
+    decoded = native.dequantize_rows(packed, scales, bits, dim)
+    scored = native.score_rows(isa, packed, scales, bits, queries)
+    if scored is None:
+        pytest.skip(f"this CPU has no {isa}")
+    torch.testing.assert_close(scored, queries @ decoded.T, atol=1e-4, rtol=1e-5)
+    summed = native.accumulate_rows(isa, packed, scales, bits, weights, dim)
+    torch.testing.assert_close(summed, weights @ decoded, atol=1e-4, rtol=1e-5)
+
+
+def make_plan(context: int, window: int, chunk: int, capacities: tuple[int, ...], seed: int, dim: int = 64) -> CachePlan:
+    random = np.random.default_rng(seed)
+    layers, kv_heads = 1, 2
+    return CachePlan(
+        context=context,
+        window=window,
+        window_bits=int(random.choice([8, 16])),
+        chunk=chunk,
+        n_heads=6,
+        n_kv_heads=kv_heads,
+        n_layers=layers,
+        head_dim=dim,
+        vocab_size=50,
+        tier_bits=(2, 3, 4, 8, 16)[: len(capacities)],
+        capacities=capacities,
+        unit_bits=random.choice(SUPPORTED_BITS, size=(layers, kv_heads, 2, len(capacities))),
+        scale_modes=random.integers(0, 2, size=(layers, kv_heads, 2)),
+    )
+
+
+class OneLayer:
+    """The four operators over one layer's state, fed with random projections."""
+
+    def __init__(self, plan: CachePlan, kernels, seed: int) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.plan, self.kernels = plan, kernels
+        shape = (plan.n_kv_heads, plan.head_dim)
+        self.k_mean, self.v_mean = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+        angle = torch.rand(plan.context, plan.head_dim // 2, generator=g) * 6.28
+        self.cos, self.sin = angle.cos(), angle.sin()
+        self.qkv = torch.randn(
+            1, plan.context, (plan.n_heads + 2 * plan.n_kv_heads) * plan.head_dim, generator=g
+        )
+        self.tokens = torch.randint(0, plan.vocab_size, (1, plan.context), generator=g)
+        self.logits = torch.randn(1, plan.context, plan.vocab_size, generator=g) * 4
+        self.mix = torch.randn(len(reference.FEATURES), plan.n_tiers, generator=g)
+        self.log_frequency = -torch.rand(plan.vocab_size, generator=g) * 10
+        self.capacities = torch.tensor(plan.capacities, dtype=torch.int32)
+        self.progress = torch.zeros(1 + plan.n_tiers, dtype=torch.int32)
+        self.tiers = torch.zeros(plan.context, dtype=torch.uint8)
+        self.history = torch.zeros(plan.context, dtype=torch.int32)
+        self.observed = torch.zeros(plan.window, len(OBSERVATIONS))
+        self.last_logits = torch.zeros(plan.vocab_size)
+        self.cache = torch.zeros(plan.layer_bytes(0), dtype=torch.uint8)
+
+    def step(self, p: int, count: int) -> Tensor:
+        plan, ops, at, chunk = self.plan, self.kernels, torch.tensor([p]), slice(p, p + count)
+        tokens = self.tokens[:, chunk].contiguous()
+        features = ops.depart(
+            tokens, at, self.log_frequency, self.progress, self.history, self.observed, plan.n_heads, plan.lag
+        )
+        assigned = ops.assign(features @ self.mix, at, self.capacities, self.progress, self.tiers, plan.window)
+        out = ops.attend(
+            self.qkv[:, chunk], self.cos, self.sin, assigned, at, self.k_mean, self.v_mean, plan.layout(0),
+            self.cache, self.observed, plan.lag,
+        )  # fmt: skip
+        ops.observe(self.logits[:, chunk], tokens, at, self.observed, self.last_logits)
+        return out
+
+    def run(self, chunks: list[int]) -> Tensor:
+        outputs, p = [], 0
+        while p < self.plan.context:
+            count = min(chunks[len(outputs) % len(chunks)], self.plan.context - p)
+            outputs.append(self.step(p, count))
+            p += count
+        return torch.cat(outputs, dim=1)
+
+
+def assert_same_state(a: OneLayer, b: OneLayer) -> None:
+    assert torch.equal(a.progress, b.progress)
+    assert torch.equal(a.tiers, b.tiers)
+    assert torch.equal(a.cache, b.cache)
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    window=st.integers(1, 12),
+    extra=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_operators_match_the_reference(seed: int, window: int, extra: list[int], data: st.DataObject) -> None:
+    chunk = data.draw(st.integers(1, window))
+    sizes = data.draw(st.lists(st.integers(1, chunk), min_size=1, max_size=4))
+    plan = make_plan(1 + window + sum(extra), window, chunk, tuple(extra), seed, dim=32)
+    theirs, ours = OneLayer(plan, reference, seed), OneLayer(plan, native, seed)
+    expected, got = theirs.run(sizes), ours.run(sizes)
+    assert_same_state(theirs, ours)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
+@pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])
+def test_any_chunking_equals_token_by_token(kernels, sizes: list[int]) -> None:
+    plan = make_plan(120, 24, 16, (20, 30, 15, 20, 10), seed=3)
+    single, chunked = OneLayer(plan, kernels, 5), OneLayer(plan, kernels, 5)
+    expected, got = single.run([1]), chunked.run(sizes)
+    assert_same_state(single, chunked)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_long_context_in_parts_matches_the_reference() -> None:
+    plan = make_plan(1500, 16, 16, (600, 500, 300, 63, 20), seed=1)
+    theirs, ours = OneLayer(plan, reference, 2), OneLayer(plan, native, 2)
+    expected, got = theirs.run([16]), ours.run([16])
+    assert_same_state(theirs, ours)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_position_zero_resets() -> None:
+    plan = make_plan(60, 8, 8, (20, 31), seed=4)
+    layer = OneLayer(plan, native, 4)
+    first = layer.run([8])
+    before = layer.cache.clone()
+    assert torch.equal(layer.run([8]), first)
+    assert torch.equal(layer.cache, before)
+
+
+@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
+def test_past_the_context_nothing_is_overwritten(kernels) -> None:
+    plan = make_plan(40, 8, 8, (20, 11), seed=4)
+    layer = OneLayer(plan, kernels, 4)
+    layer.run([8])
+    state = {n: getattr(layer, n).clone() for n in ("cache", "tiers", "progress", "history", "observed")}
+    layer.tokens, layer.qkv = layer.tokens.repeat(1, 2), layer.qkv.repeat(1, 2, 1)
+    with pytest.raises(ValueError, match="context full: position 41 is past the capacity of 40"):
+        layer.step(40, 1)
+    with pytest.raises(ValueError, match="continue at 40 or reset at 0"):
+        layer.step(39, 1)
+    for name, value in state.items():
+        assert torch.equal(getattr(layer, name), value), name
+
+
+def test_full_tiers_spill_to_the_nearest_narrower_first() -> None:
+    fill, capacities = [3, 0, 2, 1], [3, 4, 2, 9]
+    assert reference.nearest_tier_with_room(2, fill, capacities) == 1
+    assert reference.nearest_tier_with_room(0, fill, capacities) == 1
+    assert reference.nearest_tier_with_room(3, fill, capacities) == 3
+    with pytest.raises(ValueError, match="every tier is full"):
+        reference.nearest_tier_with_room(1, capacities, capacities)

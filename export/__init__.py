@@ -1,0 +1,1 @@
+"""Lowering of the model to phone artifacts."""

@@ -1,0 +1,97 @@
+"""The Android target: checkpoint -> quantized weights -> `.pte` with operator library, tokenizer, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adakv_model import native
+from adakv_model.artifact import PROGRAM
+from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.controller import Controller
+from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.model import Llama, build_model
+from adakv_model.plan import CachePlan
+from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
+from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.weights import quantize_weights
+
+Stage = Callable[[str], AbstractContextManager[None]]
+STAGES = 6  # how many stages export_android reports
+
+
+@dataclass(frozen=True)
+class AndroidOptions:
+    """One export. `cache` is checked against the model; the rest by the command line."""
+
+    model: str
+    out: Path
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    tables: Path | None = None
+    quantize: str = "8da8w"
+    embedding: str = "8"
+    cache: CacheOptions = field(default_factory=CacheOptions)
+
+
+def find_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
+    """The user's tables, the shipped ones of a named model, or neutral ones."""
+    if explicit is not None:
+        return CalibrationTables.load(explicit)
+    shipped = shipped_tables(checkpoint.name)
+    if shipped.is_file() and not checkpoint.random:
+        return CalibrationTables.load(shipped)
+    return neutral_tables(checkpoint.config)
+
+
+def build_exportable(
+    checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions
+) -> tuple[Llama, CachePlan]:
+    """The float model over a mixed-precision cache, as Android runs it (fp32 activations)."""
+    planned = plan_cache(checkpoint.config, tables, options)
+    controller = Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
+    cache = MixedPrecisionCache(checkpoint.config, planned.plan, tables, controller)
+    return build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False), planned.plan
+
+
+def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict:
+    """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
+    library = native.operator_library()  # fail before the long work, not after it
+    with atomic_folder(options.out) as folder:
+        with stage("load checkpoint"):
+            checkpoint = load_checkpoint(
+                options.model, path=options.checkpoint, random_weights=options.random_weights
+            )
+            tables = find_tables(checkpoint, options.tables)
+            model, plan = build_exportable(checkpoint, tables, options.cache)
+            checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
+        with stage("quantize weights"):
+            quantize_weights(model, options.quantize, options.embedding)
+        from export import lowering
+
+        with stage("trace"):
+            program = lowering.trace(model, plan)
+        with stage("lower to XNNPACK"):
+            edge = lowering.lower(program, lowering.constant_methods(checkpoint.config, plan))
+        with stage("plan memory"):
+            executorch = lowering.finish(edge)
+        with stage("write artifact"):
+            lowering.save(executorch, folder / PROGRAM)
+            shutil.copy2(library, folder / native.LIBRARY_NAME)
+            write_tokenizer(checkpoint, folder)
+            sections = {
+                "target": "android",
+                "quantize": options.quantize,
+                "embedding": options.embedding,
+                "calibration": tables.info,
+                "undelegated_operators": lowering.undelegated_operators(edge),
+            }
+            manifest = write_manifest(
+                folder, checkpoint=checkpoint, plan=plan, sections=sections, command=command
+            )
+    return manifest
+

@@ -1,0 +1,130 @@
+"""Writing the Android artifact: everything goes to a temporary folder beside the target, renamed when complete."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from adakv_model.artifact import MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.errors import UserError
+from adakv_model.plan import CachePlan
+
+VERSIONED = ("adakv", "torch", "executorch", "torchao", "transformers", "numpy")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` (replacing an earlier artifact) if the block succeeds.
+
+    Raises UserError if the place cannot be written, the disk fills up, or `target` holds something else.
+    """
+    _check_replaceable(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as e:
+        raise UserError(f"cannot write to {target.parent}: {e.strerror}; choose another --out") from e
+    try:
+        staging.chmod(0o755)
+        yield staging
+        _swap(staging, target)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {target.parent} is full: free some space or choose another --out") from e
+        raise UserError(f"cannot write {target}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / MANIFEST).is_file():
+            raise UserError(f"{target} is not empty and not an artifact: choose another --out")
+    elif target.exists():
+        raise UserError(f"{target} is a file: choose a folder for --out")
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Rename staging to target; an existing artifact is moved aside first and removed last."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / target.name)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """tokenizer.json, chat template and the token names ExecuTorch's tokenizer looks for."""
+    if checkpoint.tokenizer is None:
+        return
+    (folder / TOKENIZER).write_bytes(checkpoint.tokenizer)
+    tokens = {t["id"]: t["content"] for t in json.loads(checkpoint.tokenizer).get("added_tokens", [])}
+    config = checkpoint.config
+    names = {
+        "bos_token": tokens.get(config.bos_token_id),
+        "eos_token": tokens.get(next(iter(config.eos_token_ids), None)),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in names.items() if v}, indent=1))
+    if checkpoint.chat_template:
+        (folder / TEMPLATE).write_text(checkpoint.chat_template)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    checkpoint: Checkpoint,
+    plan: CachePlan,
+    sections: dict[str, object],
+    command: list[str],
+) -> dict:
+    """manifest.json: model, versions, shapes, cache plan, options, hashes of every other file."""
+    config = checkpoint.config
+    manifest = {
+        "format": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "model": {
+            "name": checkpoint.name,
+            "source": checkpoint.source,
+            "random_weights": checkpoint.random,
+            **config.__dict__,
+            "eos_token_ids": list(config.eos_token_ids),
+        },
+        "kv_cache": plan.to_manifest(),
+        "methods": {
+            "forward": {
+                "inputs": {"tokens": ["int64", [1, f"1..{plan.chunk}"]], "input_pos": ["int64", [1]]},
+                "outputs": {"logits": ["float32", [1, f"1..{plan.chunk}", config.vocab_size]]},
+            }
+        },
+        **sections,
+        "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
+        "files": {p.name: describe(p) for p in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def describe(path: Path) -> dict[str, object]:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(_reader(file, 1 << 20), b""):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _reader(file, size: int) -> Callable[[], bytes]:  # type: ignore[no-untyped-def]
+    return lambda: file.read(size)

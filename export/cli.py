@@ -1,0 +1,134 @@
+"""Command line of `python export.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
+from adakv_model.config import DEFAULT_MODEL, MODELS
+from adakv_model.errors import UserError
+from export.android import STAGES, AndroidOptions, export_android
+from export.weights import EMBEDDINGS, RECIPES
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+console = Console(stderr=True)
+
+
+@contextmanager
+def stages(total: int) -> Iterator:
+    """A progress display; yields stage(name), a context manager that times one step."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            progress.update(task, description=f"{name} ...")
+            started = progress.get_time()
+            yield
+            progress.advance(task)
+            console.print(f"  {name:<22}{progress.get_time() - started:6.1f} s", highlight=False)
+
+        yield stage
+
+
+def report(manifest: dict, out: Path) -> None:
+    """A summary people read; the machine-readable one is manifest.json."""
+    cache, files = manifest["kv_cache"], manifest["files"]
+    table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
+    table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest['quantize']}")
+    table.add_row(
+        "KV cache",
+        f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"
+        f" a value, {100 * cache['bytes_allocated'] / cache['fp16_bytes']:.1f} % of fp16",
+    )
+    tiers = ", ".join(f"{t['capacity']} at {t['bits']}" for t in cache["tiers"] if t["capacity"])
+    table.add_row("tokens by bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}")
+    console.print(table)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def main(
+    target: Annotated[str, typer.Option(help="What to export for: android (ExecuTorch .pte on XNNPACK).")] = "android",
+    model: Annotated[
+        str, typer.Option(help=f"Registered model ({', '.join(MODELS)}) or a hub id such as owner/name.")
+    ] = DEFAULT_MODEL,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Weights from a Hugging Face folder (safetensors) or a .gguf file instead of --model."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights of --model's shape: latency and memory only.")
+    ] = False,
+    context: Annotated[int, typer.Option(help="Tokens the cache can hold, prompt and answer.")] = DEFAULT_CONTEXT,
+    kv: Annotated[str, typer.Option(help=f"Cache policy: {', '.join(POLICIES)}.")] = "adaptive",
+    kv_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Budget of --kv adaptive: allocated bits per value, everything included."
+            f" [default: {DEFAULT_BITS}]",
+            show_default=False,
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
+    window_bits: Annotated[
+        int | None, typer.Option(help="8 or 16. [default: 8, or 16 with --kv fp16]", show_default=False)
+    ] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest number of tokens per step, at most --window. [default: half of it if adaptive]",
+            show_default=False,
+        ),
+    ] = None,
+    quantize: Annotated[
+        str, typer.Option(help=f"Weights: {', '.join(RECIPES)} (da: int8 activations, w: weight bits).")
+    ] = "8da8w",
+    embedding: Annotated[str, typer.Option(help=f"Bits of the token embedding: {', '.join(EMBEDDINGS)}.")] = "8",
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Calibration tables of this checkpoint (scripts/calibrate.py). [default: the shipped ones]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Artifact folder, replaced as a whole. [default: artifacts/MODEL-TARGET]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest to standard output.")] = False,
+) -> None:
+    """Export SmolLM with an adaptive-precision KV cache for a phone.
+
+    Writes a folder with model.pte, the host operator library, the tokenizer and manifest.json, e.g.
+
+      python export.py --target android --kv-bits 3.5 --context 2048
+    """
+    try:
+        for name, value, allowed in (
+            ("--target", target, ("android",)),
+            ("--quantize", quantize, RECIPES),
+            ("--embedding", embedding, EMBEDDINGS),
+        ):
+            if value not in allowed:
+                raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
+        out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
+        cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)
+        options = AndroidOptions(model, out, checkpoint, random_weights, tables, quantize, embedding, cache)
+        with stages(STAGES) as stage:
+            manifest = export_android(options, sys.argv, stage)
+    except UserError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    report(manifest, out)
+    calibration = manifest["calibration"]
+    if calibration.get("calibrated") is False and not random_weights:
+        console.print("[yellow]note:[/yellow] no calibration tables for this checkpoint: run scripts/calibrate.py")
+    if as_json:
+        print(json.dumps(manifest))

@@ -1,0 +1,125 @@
+"""torch.export and XNNPACK lowering of the model with its cache: one method, one bounded token dimension.
+
+A `.pte` of 30 layers lowers in about a minute because each layer's dense work is one delegate (the cache operator
+takes the fused projections and does RoPE itself, so nothing splits it) and because of the lean XNNPACK pass list:
+the stock list re-traces every delegate 17 times, of which this graph needs one (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import (
+    EdgeCompileConfig,
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    ExecutorchProgramManager,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from executorch.exir.backend.partitioner import DelegationSpec
+from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from torch.export import Dim, ExportedProgram
+
+from adakv_model.config import LlamaConfig
+from adakv_model.model import Llama
+from adakv_model.plan import CachePlan
+
+
+class LeanXnnpackPartitioner(XnnpackPartitioner):
+    """XNNPACK's partitioner with the backend's own short pass list (addmm to linear) for every delegate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec("dqlinear_partitioner", b"")])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporters' warnings and INFO chatter; errors still raise."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+def constant_methods(config: LlamaConfig, plan: CachePlan) -> dict[str, object]:
+    """The self-description that ExecuTorch's stock LLM runners read.
+
+    enable_dynamic_shape: the runner sends prompts in chunks of up to get_max_seq_len tokens, never padded.
+    """
+    return {
+        "get_max_seq_len": plan.chunk,
+        "get_max_context_len": plan.context,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+        "get_vocab_size": config.vocab_size,
+        "get_n_layers": config.n_layers,
+        "get_bos_id": config.bos_token_id if config.bos_token_id is not None else -1,
+        "get_eos_ids": list(config.eos_token_ids),
+    }
+
+
+def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
+    """torch.export with tokens int64 [1, T], T bounded by the prefill chunk, and input_pos int64 [1]."""
+    tokens = torch.arange(plan.chunk).unsqueeze(0)
+    shapes = ({1: Dim("tokens", max=plan.chunk)} if plan.chunk > 1 else None, None)
+    with torch.no_grad(), quiet():
+        return torch.export.export(
+            model, (tokens, torch.tensor([0])), dynamic_shapes=shapes, strict=False
+        )
+
+
+def lower(program: ExportedProgram, methods: dict[str, object]) -> EdgeProgramManager:
+    """Partition for XNNPACK and compile the delegates."""
+    with quiet():
+        return to_edge_transform_and_lower(
+            program,
+            partitioner=[LeanXnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods=methods,
+        )
+
+
+def finish(edge: EdgeProgramManager) -> ExecutorchProgramManager:
+    """Memory planning and emission. State keeps its name, so that a host can read the tiers back."""
+    # Only the length must start at zero: position 0 rewrites everything else before it is read.
+    config = ExecutorchBackendConfig(
+        do_quant_fusion_and_const_prop=True,
+        emit_mutable_buffer_names=True,
+        passes=[InitializedMutableBufferPass(["progress"])],
+    )
+    with quiet():
+        return edge.to_executorch(config)
+
+
+def undelegated_operators(edge: EdgeProgramManager) -> dict[str, int]:
+    """Calls left to portable or custom kernels, by operator name."""
+    counts: dict[str, int] = {}
+    for node in edge.exported_program().graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = str(node.target)
+        if "auto_functionalized" in name:
+            name = str(node.args[0])
+        name = name.split(">")[0].removeprefix("<EdgeOpOverload: ")
+        if "getitem" not in name:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def save(program: ExecutorchProgramManager, path: os.PathLike[str]) -> None:
+    """Stream the program to a file without joining its segments in memory."""
+    with open(path, "wb") as file:
+        program.write_to_file(file)

@@ -1,0 +1,177 @@
+"""Calibrate a checkpoint: means, unit sensitivities, scale modes and token frequencies for its KV cache.
+
+in:  a checkpoint (--model or --checkpoint) and a text
+out: FILE.safetensors (adakv_model.tables.CalibrationTables) and FILE.calibrate.json, what was measured
+
+    python scripts/calibrate.py --text wikitext2_valid.txt.gz --tokens 65536 --out tables.safetensors
+
+The controller inside the file is the shipped one until scripts/train_controller.py trains it. Work is
+resumable: every finished window is kept under --work-dir. Formulas: docs/training.md, training/collect.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from adakv_model.checkpoint_sources import default_cache_dir
+from adakv_model.checkpoints import load_checkpoint
+from adakv_model.config import DEFAULT_MODEL
+from adakv_model.controller import ImportanceScorer
+from adakv_model.errors import UserError
+from adakv_model.quantizer import ScaleMode
+from adakv_model.reference import FEATURES
+from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
+from training import cli, text
+from training.collect import Settings, WindowRecord, collect, mean_rows
+from training.fit import spearman
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+@cli.one_line_errors
+def main(
+    text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
+    out: Annotated[Path, typer.Option(help="Calibration tables to write (.safetensors).")],
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to use, in whole windows spread over the text.")
+    ] = 65536,
+    model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
+    window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = 32,
+    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled targets.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")
+    ] = None,
+) -> None:
+    """Measure a checkpoint's calibration tables on a text."""
+    cli.check_output(out)
+    cli.set_threads(threads)
+    settings = checked_settings(context, window, chunk, seed)
+    loaded = load_checkpoint(model, path=checkpoint)
+    source = text.read_tokens(text_file, loaded)
+    windows = text.cut_windows(source.ids, tokens, context)
+    frequency, added = text.log_frequencies(source.ids, loaded.config.vocab_size)
+    work = work_dir or default_cache_dir() / "training"
+    k_mean, v_mean = mean_rows(loaded, windows, work)
+    records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)
+    tables, report = summarise(records, settings, k_mean, v_mean, frequency, out)
+    calibration = {
+        "command": " ".join(["calibrate.py", *sys.argv[1:]]),
+        "checkpoint": {"name": loaded.name, **loaded.source},
+        "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
+        "tokens": windows.numel(),
+        "smoothing": added,
+        **asdict(settings),
+        **report,
+    }
+    tables.info["calibration"] = calibration
+    tables.check(loaded.config)
+    tables.save(out)
+    cli.write_json(out.with_suffix(".calibrate.json"), calibration)
+    typer.echo(
+        f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}"
+    )
+    typer.echo(f"K units with unbiased scales: {report['scale_modes']}")
+    typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
+
+
+def checked_settings(context: int, window: int, chunk: int, seed: int) -> Settings:
+    if not chunk <= window < context - 1:
+        raise UserError(f"need chunk <= window < context - 1, not {chunk}, {window}, {context}")
+    return Settings(context, window, chunk, seed)
+
+
+def has_second_sample(index: int) -> bool:
+    """Every fourth window is held out; two samples there tell a real oracle from a lucky one."""
+    return index % 4 == 3
+
+
+def summarise(
+    records: list[WindowRecord],
+    settings: Settings,
+    k_mean: Tensor,
+    v_mean: Tensor,
+    frequency: Tensor,
+    out: Path,
+) -> tuple[CalibrationTables, dict]:
+    """Tables with the best controller at hand, and what to report about them."""
+    damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in records])  # [W, L, KV, 2]
+    raw = damage.mean(0)
+    sensitivity = raw / raw.mean()
+    errors = torch.stack([r.mode_error for r in records]).sum(0)  # [L, KV, modes]
+    unbiased = errors[..., ScaleMode.UNBIASED] < errors[..., ScaleMode.RMS]
+    modes = torch.zeros(sensitivity.shape, dtype=torch.uint8)
+    modes[..., 0] = torch.where(unbiased, int(ScaleMode.UNBIASED), int(ScaleMode.RMS))
+    scorer, quantiles, controller = donor(out)
+    report = {
+        "sensitivity": sensitivity_report(damage),
+        "scale_modes": mode_report(errors, unbiased),
+        "k_share_of_damage": float(raw[..., 0].sum() / raw.sum()),
+        "damage_per_token": float(raw.sum()),
+    }
+    tables = CalibrationTables(
+        k_mean=k_mean,
+        v_mean=v_mean,
+        sensitivity=sensitivity,
+        scale_modes=modes,
+        token_log_frequency=frequency,
+        scorer=scorer,
+        score_quantiles=quantiles,
+        info={"calibrated": True, "controller": controller},
+    )
+    return tables, report
+
+
+def donor(out: Path) -> tuple[ImportanceScorer, Tensor, str]:
+    """The shipped controller, which transfers between checkpoints better than none; constant if there is
+    none."""
+    path = shipped_tables(DEFAULT_CONTROLLER)
+    if path.is_file() and path.resolve() != out.resolve():
+        tables = CalibrationTables.load(path)
+        if tables.scorer.hidden.in_features == len(FEATURES):
+            return tables.scorer, tables.score_quantiles, DEFAULT_CONTROLLER
+    scorer = ImportanceScorer()
+    for parameter in scorer.parameters():
+        torch.nn.init.zeros_(parameter)
+    return scorer.requires_grad_(False), torch.zeros(257), "untrained"
+
+
+def sensitivity_report(damage: Tensor) -> dict[str, float]:
+    """damage: [W, L, KV, 2]. Agreement of even and odd windows over units, and how unequal the units are."""
+    units = damage.flatten(1)
+    top = units.mean(0).sort(descending=True).values
+    report = {"worst_tenth_share": float(top[: -(-len(top) // 10)].sum() / top.sum())}
+    if len(units) > 1:
+        even, odd = units[::2].mean(0), units[1::2].mean(0)
+        report["split_half_spearman"] = spearman(even, odd)
+        report["split_half_log_pearson"] = float(torch.corrcoef(torch.stack((even, odd)).log())[0, 1])
+    return {name: round(value, 4) for name, value in report.items()}
+
+
+def mode_report(errors: Tensor, unbiased: Tensor) -> dict[str, float]:
+    """Share of K units that take unbiased scales, and the summed error of each choice relative to RMS
+    everywhere."""
+    rms, other = errors.unbind(-1)
+    total = rms.sum().clamp(min=1e-30)
+    return {
+        "unbiased_share": round(float(unbiased.float().mean()), 4),
+        "error_unbiased_everywhere": round(float(other.sum() / total), 4),
+        "error_chosen": round(float(torch.minimum(rms, other).sum() / total), 4),
+    }
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,188 @@
+"""Train the cache's controller: token features -> importance score, for calibration tables that exist.
+
+in:  a checkpoint, a text, and the tables that scripts/calibrate.py wrote
+out: the same tables with scorer and score_quantiles (in place or --out), and FILE.json, a log of the results
+
+    python scripts/train_controller.py --text wikitext2_valid.txt.gz --tokens 65536 --tables t.safetensors
+
+With calibrate.py's text, tokens and settings its finished windows are reused, and only the fit remains.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from adakv_model.checkpoint_sources import default_cache_dir
+from adakv_model.checkpoints import load_checkpoint
+from adakv_model.config import DEFAULT_MODEL
+from adakv_model.errors import UserError
+from adakv_model.reference import FEATURES
+from adakv_model.tables import CalibrationTables
+from calibrate import checked_settings, has_second_sample
+from training import cli, fit, text
+from training.collect import Settings, WindowRecord, collect
+
+PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")
+LABELS = ("damage", "damage_per_sensitivity")
+
+app = typer.Typer(add_completion=False)
+
+
+class Split:
+    """Tokens of some windows, pooled. features [n, 8]; labels, other_sample: [n] by label name."""
+
+    def __init__(self, records: list[WindowRecord], settings: Settings, sensitivity: Tensor) -> None:
+        self.features = torch.cat([r.features[settings.departing] for r in records])
+        weights = {
+            "damage": torch.ones_like(sensitivity),
+            "damage_per_sensitivity": 1.0 / sensitivity.clamp(min=1e-6),
+        }
+        pooled = torch.cat([r.damage[..., settings.departing] for r in records], dim=-1)
+        both = {name: torch.einsum("slhkt,lhk->st", pooled, weight) for name, weight in weights.items()}
+        self.labels = {name: value[0] for name, value in both.items()}
+        self.other_sample = {name: value[1] for name, value in both.items()}
+
+
+@app.command()
+@cli.one_line_errors
+def main(
+    text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
+    tables: Annotated[Path, typer.Option(help="Calibration tables of this checkpoint.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: into --tables.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to use, in whole windows spread over the text.")
+    ] = 65536,
+    model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
+    window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = 32,
+    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")
+    ] = None,
+) -> None:
+    """Fit the controller on the model's own loss and report it on held-out windows."""
+    out = out or tables
+    cli.check_output(out)
+    cli.set_threads(threads)
+    settings = checked_settings(context, window, chunk, seed)
+    calibrated = CalibrationTables.load(tables)
+    loaded = load_checkpoint(model, path=checkpoint)
+    calibrated.check(loaded.config)
+    source = text.read_tokens(text_file, loaded)
+    windows = text.cut_windows(source.ids, tokens, context)
+    if len(windows) < 4:
+        raise UserError(
+            f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more"
+        )
+    records = collect(
+        loaded,
+        windows,
+        calibrated.k_mean,
+        calibrated.v_mean,
+        calibrated.token_log_frequency,
+        settings,
+        work_dir or default_cache_dir() / "training",
+        has_second_sample,
+    )
+    results = train(records, settings, calibrated, steps)
+    training = {
+        "command": " ".join(["train_controller.py", *sys.argv[1:]]),
+        "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
+        "tokens": windows.numel(),
+        **asdict(settings),
+        "steps": steps,
+        **results,
+    }
+    calibrated.info |= {"controller": "trained", "training": training}
+    calibrated.save(out)
+    cli.write_json(out.with_suffix(".json"), calibrated.info)
+    show(results)
+    typer.echo(f"wrote {out}")
+
+
+def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTables, steps: int) -> dict:
+    """Choose loss and label on the selection windows, fit on all but the held-out ones, and put the scorer
+    and its quantiles into `tables`. Of every four windows two fit, one selects and one is held out."""
+    parts = {
+        "fit": [r for i, r in enumerate(records) if i % 4 < 2],
+        "select": [r for i, r in enumerate(records) if i % 4 == 2],
+        "train": [r for i, r in enumerate(records) if not has_second_sample(i)],
+        "held_out": [r for i, r in enumerate(records) if has_second_sample(i)],
+    }
+    split = {name: Split(part, settings, tables.sensitivity) for name, part in parts.items()}
+    candidates = [(loss, label) for label in LABELS for loss in fit.LOSSES]
+    selection = {}
+    for loss, label in cli.track("candidates", candidates):
+        scorer = fit.fit_scorer(
+            split["fit"].features,
+            split["fit"].labels[label],
+            fit.Recipe(loss, steps=steps, seed=settings.seed),
+        )
+        selection[f"{loss} of {label}"] = _on(split["select"], scorer(split["select"].features)[:, 0])
+    best = min(candidates, key=lambda c: selection[f"{c[0]} of {c[1]}"]["score_over_static"])
+    fits, held = {}, split["held_out"]
+    for name, columns in cli.track("ablations", list(_ablations().items())):
+        recipe = fit.Recipe(best[0], columns, steps, seed=settings.seed)
+        fits[name] = fit.fit_scorer(split["train"].features, split["train"].labels[best[1]], recipe)
+    tables.scorer = fits["all features"]
+    everything = torch.cat([split["train"].features, held.features])
+    tables.score_quantiles = fit.quantiles(tables.scorer(everything)[:, 0])
+    singles = {
+        name: fit.spearman(held.features[:, i], held.labels["damage"]) for i, name in enumerate(FEATURES)
+    }
+    return {
+        "chosen": {"loss": best[0], "label": best[1]},
+        "tokens_in": {name: len(s.features) for name, s in split.items()},
+        "selection": selection,
+        "held_out": {name: _on(held, scorer(held.features)[:, 0]) for name, scorer in fits.items()},
+        "held_out_by_mean_bits": {
+            str(b): _on(held, tables.scorer(held.features)[:, 0], b) for b in (2.5, 3.0, 3.5, 4.0)
+        },
+        "feature_spearman": singles,
+    }
+
+
+def _on(split: Split, score: Tensor, mean_bits: float = 3.0) -> dict[str, float]:
+    label = LABELS[0]  # whatever the scorer was fitted to, damage is what counts
+    return fit.judge(score, split.labels[label], split.other_sample[label], mean_bits)
+
+
+def _ablations() -> dict[str, tuple[int, ...]]:
+    columns = {"all features": tuple(range(len(FEATURES)))}
+    columns |= {f"without {name}": fit.without(name) for name in FEATURES}
+    columns["paper's four"] = fit.only(PAPER_FEATURES)
+    return columns
+
+
+def show(results: dict) -> None:
+    """Print the held-out table."""
+    table = Table(title="held-out damage at 3.0 bits on average, static 3 bits = 1")
+    for heading in ("controller", "damage", "captured", "Spearman"):
+        table.add_column(heading, justify="left" if heading == "controller" else "right")
+    for name, row in results["held_out"].items():
+        table.add_row(name, *(f"{row[key]:.3f}" for key in ("score_over_static", "captured", "spearman")))
+    full = results["held_out"]["all features"]
+    for name in ("random", "oracle_other_sample", "oracle"):
+        table.add_row(
+            name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", ""
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

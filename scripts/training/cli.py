@@ -1,0 +1,108 @@
+"""What both commands share: how a UserError ends, where resumable work is kept, the progress bar."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adakv_model.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """A UserError becomes one line on stderr and exit status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def work_folder(root: Path, **identity: Any) -> Path:
+    """A folder for the intermediate results of exactly these inputs. Raises UserError if it cannot be
+    made."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    folder = root / digest[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): pass another --work-dir") from error
+    return folder
+
+
+def digest_of(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in `path`, computed and written atomically if the file is missing or damaged."""
+    if path.is_file():
+        try:
+            return load_file(path)
+        except SafetensorError:
+            log.warning("%s is damaged and is computed again", path)
+    tensors = compute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): free some space or pass another --work-dir"
+        ) from error
+    return tensors
+
+
+def track(title: str, items: Sequence[Any]) -> Iterator[Any]:
+    """Iterate with a progress bar."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns) as progress:
+        yield from progress.track(items, description=title)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def check_output(path: Path) -> None:
+    """Raise UserError early rather than after the work."""
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors")
+    if not path.parent.is_dir():
+        raise UserError(f"the folder {path.parent} does not exist: make it first")
+
+
+def set_threads(threads: int) -> None:
+    if threads > 0:
+        torch.set_num_threads(threads)
