@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -49,6 +54,10 @@ class Artifact:
     def plan(self) -> CachePlan:
         return CachePlan.from_manifest(self.manifest["kv_cache"])
 
+    @property
+    def has_chat_template(self) -> bool:
+        return (self.folder / TEMPLATE).is_file()
+
     @cached_property
     def codec(self) -> TextCodec:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
@@ -70,13 +79,15 @@ class HostModel:
     def __init__(self, artifact: Artifact) -> None:
         native.load_library(artifact.operator_library)
         import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
-        from executorch.extension.pybindings.portable_lib import _load_program
+        from executorch.extension.pybindings import _C
 
-        try:
-            self._program = _load_program(str(artifact.program))
-            self._method = self._program.load_method("forward")
-        except RuntimeError as e:
-            raise UserError(f"ExecuTorch cannot load {artifact.program} ({_first_line(e)}): export again") from e
+        with _captured_stderr() as log:
+            try:
+                self._program = _C._load_program(str(artifact.program))
+                self._method = self._program.load_method("forward")
+            except RuntimeError as e:
+                reason = _last_error(log()) or _first_line(e)
+                raise UserError(f"ExecuTorch cannot load {artifact.program} ({reason}): export again") from e
         self.plan = artifact.plan
         self.position = 0
 
@@ -115,5 +126,39 @@ class HostModel:
         return self.state("progress")[1:].tolist() if self.position else [0] * self.plan.n_tiers
 
 
+def set_threads(count: int) -> None:
+    """Size of the runtime's thread pool, for this process."""
+    from executorch.extension.pybindings import _C
+
+    with _captured_stderr():
+        _C._unsafe_reset_threadpool(count)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _last_error(log: str) -> str:
+    """The message of the runtime's last error line, such as `[method.cpp:746] Missing operator: ...`."""
+    lines = [line.split("] ", 1)[1] for line in log.splitlines() if line.startswith("[") and "] " in line]
+    wanted = [line for line in lines if "issing" in line or "rror" in line]
+    return (wanted or lines or [""])[0].strip()
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep the runtime's chatter (CPU probing, error details) off the terminal; yields a reader of it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+
+        def read() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield read
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -16,7 +16,7 @@ import numpy as np
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.quantizer import GAUSSIAN_MSE, scale_bytes
+from adakv_model.quantizer import GAUSSIAN_MSE, SCALE_BYTES
 from adakv_model.tables import CalibrationTables
 
 POLICIES = ("adaptive", "static-2", "static-3", "static-4", "static-8", "fp16")
@@ -114,8 +114,7 @@ def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
 
 def tier_costs(unit_bits: np.ndarray, head_dim: int) -> np.ndarray:
     """Mean bits per value of a token's rows in each tier, scales included: [K]."""
-    overhead = 8 * np.vectorize(scale_bytes)(unit_bits) / head_dim
-    return (unit_bits + overhead).reshape(-1, unit_bits.shape[-1]).mean(0)
+    return unit_bits.reshape(-1, unit_bits.shape[-1]).mean(0) + 8 * SCALE_BYTES / head_dim
 
 
 def tier_damages(unit_bits: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:

@@ -44,7 +44,8 @@ def operator_library() -> Path:
 @functools.cache
 def load_library(path: Path | None = None) -> ctypes.CDLL:
     """Load the operator library once per process; this also registers the operators with ExecuTorch."""
-    import executorch.extension.pybindings.portable_lib  # noqa: F401  (the runtime must be in the process first)
+    # The runtime must be in the process first. Its extension module alone: portable_lib imports all of exir.
+    from executorch.extension.pybindings import _C  # noqa: F401
 
     path = path or operator_library()
     try:
@@ -65,7 +66,7 @@ def _i64(value: int) -> ctypes.c_int64:
 
 
 def quantize_rows(x: Tensor, bits: int, mode: ScaleMode) -> tuple[Tensor, Tensor]:
-    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales float16 [n] (unset for 16 bits)."""
+    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales float16 [n]."""
     n, dim = x.shape
     packed = torch.zeros(n, row_bytes(bits, dim), dtype=torch.uint8)
     scales = torch.zeros(n, dtype=torch.float16)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.quantizer import ScaleMode, row_bytes, scale_bytes
+from adakv_model.quantizer import SCALE_BYTES, ScaleMode, row_bytes
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
 
@@ -127,7 +127,7 @@ class CachePlan:
                 for bits, rows, mode in self._specs(layer, unit):
                     codes = end
                     scales = _align(codes + rows * row_bytes(bits, self.head_dim))
-                    end = _align(scales + rows * scale_bytes(bits))
+                    end = _align(scales + rows * SCALE_BYTES)
                     segments.append(Segment(bits, rows, codes, scales, mode))
                 units.append(segments)
             layers.append((units, end))
@@ -163,7 +163,7 @@ class CachePlan:
         for layer in range(self.n_layers):
             for unit in self.segments(layer):
                 for name, s in zip(names, unit, strict=True):
-                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + scale_bytes(s.bits))
+                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + SCALE_BYTES)
         return totals
 
     @property
@@ -185,11 +185,11 @@ class CachePlan:
     def stored_bits(self, counts: Sequence[int], tokens: int) -> float:
         """Bits per stored value after `tokens` tokens, `counts` of them in each tier: rows and scales only."""
         widths = self.unit_bits.reshape(-1, self.n_tiers)
-        overhead = 8 * np.vectorize(scale_bytes)(widths) / self.head_dim
-        per_tier = (widths + overhead).mean(0)
+        overhead = 8 * SCALE_BYTES / self.head_dim
+        per_tier = widths.mean(0) + overhead
         in_window = max(tokens - 1 - int(sum(counts)), 0)
-        window = self.window_bits + 8 * scale_bytes(self.window_bits) / self.head_dim
-        total = min(tokens, 1) * SINK_BITS + in_window * window + float(np.dot(per_tier, counts))
+        total = min(tokens, 1) * (SINK_BITS + overhead) + in_window * (self.window_bits + overhead)
+        total += float(np.dot(per_tier, counts))
         return total / max(tokens, 1)
 
     def to_manifest(self) -> dict:

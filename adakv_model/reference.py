@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.plan import FIRST_TIER, IN_SINK, IN_WINDOW, OBSERVATIONS, SINK, WINDOW
-from adakv_model.quantizer import ScaleMode, dequantize, hadamard, pack, quantize, row_bytes, unpack
+from adakv_model.quantizer import SCALE_BYTES, ScaleMode, dequantize, hadamard, pack, quantize, row_bytes, unpack
 
 (LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS, OWN, OWN_SQUARED, RECEIVED) = range(len(OBSERVATIONS))
 
@@ -148,15 +148,14 @@ class UnitView:
         bits, rows, codes_at, scales_at, _ = self.table[segment]
         width = row_bytes(bits, self.head_dim)
         codes = self.cache[codes_at : codes_at + rows * width].view(rows, width)
-        scales = self.cache[scales_at : scales_at + (rows * 2 if bits < 16 else 0)].view(torch.float16)
+        scales = self.cache[scales_at : scales_at + rows * SCALE_BYTES].view(torch.float16)
         return codes, scales
 
     def read(self, segment: int, rows: Tensor) -> Tensor:
         """Dequantized rows float32 [len(rows), D]."""
         bits = self.table[segment][0]
         codes, scales = self._blocks(segment)
-        scale = scales[rows] if bits < 16 else scales
-        return dequantize(unpack(codes[rows], bits, self.head_dim), scale, bits)
+        return dequantize(unpack(codes[rows], bits, self.head_dim), scales[rows], bits)
 
     def write(self, segment: int, rows: Tensor, x: Tensor) -> None:
         """Quantize x float32 [len(rows), D] into the given rows."""
@@ -164,8 +163,7 @@ class UnitView:
         codes, scales = self._blocks(segment)
         new_codes, new_scales = quantize(x, bits, mode)
         codes[rows] = pack(new_codes, bits)
-        if bits < 16:
-            scales[rows] = new_scales
+        scales[rows] = new_scales
 
     def demote(self, window_row: int, tier: int, slot: int) -> None:
         """Move one window row into a tier: a copy where the widths agree, else requantized."""
@@ -175,8 +173,7 @@ class UnitView:
             self.write(segment, row, self.read(WINDOW, source))
             return
         for target, origin in zip(self._blocks(segment), self._blocks(WINDOW), strict=True):
-            if target.numel():
-                target[row] = origin[source]
+            target[row] = origin[source]
 
     def as_window(self, x: Tensor) -> Tensor:
         """x as the window would return it."""

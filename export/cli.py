@@ -20,7 +20,7 @@ from adakv_model.errors import UserError
 from export.android import STAGES, AndroidOptions, export_android
 from export.weights import EMBEDDINGS, RECIPES
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
 

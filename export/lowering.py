@@ -1,8 +1,11 @@
 """torch.export and XNNPACK lowering of the model with its cache: one method, one bounded token dimension.
 
-A `.pte` of 30 layers lowers in about a minute because each layer's dense work is one delegate (the cache operator
-takes the fused projections and does RoPE itself, so nothing splits it) and because of the lean XNNPACK pass list:
-the stock list re-traces every delegate 17 times, of which this graph needs one (docs/architecture.md).
+What makes 30 layers lower in minutes rather than a quarter of an hour (measurements: docs/measuring.md):
+- each layer's dense work is one delegate: the cache operator takes the fused projections and does RoPE itself,
+  so nothing splits it;
+- the lean XNNPACK pass list: the stock list re-traces every delegate 17 times, of which this graph needs one;
+- to_edge decomposes once; to_edge_transform_and_lower traces the whole graph three times to find out that only
+  `linear` must be preserved.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from executorch.exir import (
     EdgeProgramManager,
     ExecutorchBackendConfig,
     ExecutorchProgramManager,
-    to_edge_transform_and_lower,
+    to_edge,
 )
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
@@ -83,13 +86,12 @@ def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
 
 def lower(program: ExportedProgram, methods: dict[str, object]) -> EdgeProgramManager:
     """Partition for XNNPACK and compile the delegates."""
+    config = EdgeCompileConfig(
+        _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[torch.ops.aten.linear.default]
+    )
     with quiet():
-        return to_edge_transform_and_lower(
-            program,
-            partitioner=[LeanXnnpackPartitioner()],
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            constant_methods=methods,
-        )
+        edge = to_edge(program, constant_methods=methods, compile_config=config)
+        return edge.to_backend(LeanXnnpackPartitioner())
 
 
 def finish(edge: EdgeProgramManager) -> ExecutorchProgramManager:

@@ -19,6 +19,9 @@ from typing import Annotated
 import torch
 import typer
 from torch import Tensor
+from training import cli, text
+from training.collect import Settings, WindowRecord, collect, mean_rows
+from training.fit import spearman
 
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
@@ -28,9 +31,6 @@ from adakv_model.errors import UserError
 from adakv_model.quantizer import ScaleMode
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
-from training import cli, text
-from training.collect import Settings, WindowRecord, collect, mean_rows
-from training.fit import spearman
 
 app = typer.Typer(add_completion=False)
 
@@ -40,21 +40,15 @@ app = typer.Typer(add_completion=False)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     out: Annotated[Path, typer.Option(help="Calibration tables to write (.safetensors).")],
-    tokens: Annotated[
-        int, typer.Option(help="Tokens to use, in whole windows spread over the text.")
-    ] = 65536,
+    tokens: Annotated[int, typer.Option(help="Tokens to use, in whole windows spread over the text.")] = 65536,
     model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = 32,
     chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")
-    ] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
 ) -> None:
     """Measure a checkpoint's calibration tables on a text."""
     cli.check_output(out)
@@ -81,9 +75,7 @@ def main(
     tables.check(loaded.config)
     tables.save(out)
     cli.write_json(out.with_suffix(".calibrate.json"), calibration)
-    typer.echo(
-        f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}"
-    )
+    typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
     typer.echo(f"K units with unbiased scales: {report['scale_modes']}")
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from training.testing import write_tiny_folder
 
 

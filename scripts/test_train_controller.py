@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import train_controller
+from test_calibrate import run
 from torch import Tensor
+from training import collect, fit
+from training.attention import TracingCache
+from training.testing import CONFIG, WORDS, arguments, tiny_weights
 from typer.testing import CliRunner
 
-import train_controller
 from adakv_model.controller import Controller, ImportanceScorer
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import build_model
@@ -22,10 +26,6 @@ from adakv_model.plan import CachePlan
 from adakv_model.quantizer import GAUSSIAN_MSE
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
-from test_calibrate import run
-from training import collect, fit
-from training.attention import TracingCache
-from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
 @pytest.mark.parametrize("chunks", [(4,) * 12, (1,) * 48, (3, 1, 4, 2, 2) * 4])
@@ -47,10 +47,7 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
         torch.zeros(3),
     )
     tiers = (count - 1 - window, 0)
-    shape = {
-        name: getattr(CONFIG, name)
-        for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")
-    }
+    shape = {name: getattr(CONFIG, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     plan = CachePlan(
         context=count,
         window=window,
@@ -123,15 +120,22 @@ def test_allocation_is_optimal_for_its_budget() -> None:
     assert float((weight * error[widths]).sum()) == pytest.approx(best)
 
 
+def test_a_static_width_between_two_is_their_mixture() -> None:
+    damage = torch.tensor([1.0, 3.0])
+    assert fit.static_loss(damage, 3.0) == pytest.approx(4 * GAUSSIAN_MSE[3])
+    assert fit.static_loss(damage, 2.5) == pytest.approx(2 * (GAUSSIAN_MSE[2] + GAUSSIAN_MSE[3]))
+    equal = fit.by_window(torch.zeros(100), torch.ones(100), 2)
+    assert len(equal) == 2
+
+
 def test_quantiles_hold_the_ends_and_the_median() -> None:
     q = fit.quantiles(torch.arange(1001.0).flip(0), 257)
-    assert len(q) == 257 and (q[0], q[128], q[256]) == (0.0, 500.0, 1000.0)
+    assert len(q) == 257
+    assert (q[0], q[128], q[256]) == (0.0, 500.0, 1000.0)
 
 
 def test_spearman_averages_ties() -> None:
-    assert fit.spearman(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(
-        0.8660, abs=1e-4
-    )
+    assert fit.spearman(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(0.8660, abs=1e-4)
 
 
 def train_arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
@@ -152,17 +156,19 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
     for name, value in scorers[0].items():
         assert torch.equal(value, scorers[1][name])
     assert torch.equal(before.sensitivity, after.sensitivity)
-    assert len(after.score_quantiles) == 257 and (after.score_quantiles.diff() >= 0).all()
+    assert len(after.score_quantiles) == 257
+    assert (after.score_quantiles.diff() >= 0).all()
     assert after.score_quantiles[0] < after.score_quantiles[-1]
     log = json.loads((tmp_path / "t.json").read_text())
-    assert log == after.info and log["controller"] == "trained" and "calibration" in log
+    assert log == after.info
+    assert log["controller"] == "trained"
+    assert "calibration" in log
     assert set(log["training"]["held_out"]) == set(train_controller._ablations())
-    assert "captured" in result.output and "paper's four" in result.output
+    assert "captured" in result.output
+    assert "paper's four" in result.output
 
 
-def test_other_shapes_few_windows_and_missing_tables_are_user_errors(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder: Path, tmp_path: Path) -> None:
     tables = tmp_path / "t.safetensors"
     good = run(tiny_folder, tables)
     other = tmp_path / "other.safetensors"
@@ -179,5 +185,6 @@ def test_other_shapes_few_windows_and_missing_tables_are_user_errors(
         path = changes.pop("tables", tables)
         assert isinstance(path, Path)
         result = CliRunner().invoke(train_controller.app, train_arguments(tiny_folder, path, **changes))
-        assert result.exit_code == 2 and message in result.stderr, result.output
+        assert result.exit_code == 2, result.output
+        assert message in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1

@@ -17,21 +17,26 @@ from typing import Annotated
 
 import torch
 import typer
+from calibrate import checked_settings, has_second_sample
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from training import cli, fit, text
+from training.collect import Settings, WindowRecord, collect
 
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
+from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
-from calibrate import checked_settings, has_second_sample
-from training import cli, fit, text
-from training.collect import Settings, WindowRecord, collect
 
+FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
 PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")
+
+#: What a token's score stands for, summed over units. "damage" counts where every unit of a tier has the same
+#: width; "damage_per_sensitivity" where per-unit widths have made all units equally bad. Real plans lie between.
 LABELS = ("damage", "damage_per_sensitivity")
 
 app = typer.Typer(add_completion=False)
@@ -58,22 +63,16 @@ def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     tables: Annotated[Path, typer.Option(help="Calibration tables of this checkpoint.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: into --tables.")] = None,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens to use, in whole windows spread over the text.")
-    ] = 65536,
+    tokens: Annotated[int, typer.Option(help="Tokens to use, in whole windows spread over the text.")] = 65536,
     model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = 32,
     chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")
-    ] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
 ) -> None:
     """Fit the controller on the model's own loss and report it on held-out windows."""
     out = out or tables
@@ -86,9 +85,7 @@ def main(
     source = text.read_tokens(text_file, loaded)
     windows = text.cut_windows(source.ids, tokens, context)
     if len(windows) < 4:
-        raise UserError(
-            f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more"
-        )
+        raise UserError(f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more")
     records = collect(
         loaded,
         windows,
@@ -99,6 +96,7 @@ def main(
         work_dir or default_cache_dir() / "training",
         has_second_sample,
     )
+    cli.set_threads(1)  # a fit is many tiny steps
     results = train(records, settings, calibrated, steps)
     training = {
         "command": " ".join(["train_controller.py", *sys.argv[1:]]),
@@ -133,32 +131,38 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
             split["fit"].labels[label],
             fit.Recipe(loss, steps=steps, seed=settings.seed),
         )
-        selection[f"{loss} of {label}"] = _on(split["select"], scorer(split["select"].features)[:, 0])
-    best = min(candidates, key=lambda c: selection[f"{c[0]} of {c[1]}"]["score_over_static"])
-    fits, held = {}, split["held_out"]
+        score = scorer(split["select"].features)[:, 0]
+        ratios = {name: _on(split["select"], score, label=name)["score_over_static"] for name in LABELS}
+        selection[f"{loss} of {label}"] = {**ratios, "mean": sum(ratios.values()) / len(ratios)}
+    best = min(candidates, key=lambda c: selection[f"{c[0]} of {c[1]}"]["mean"])
+    fits: dict[str, list[ImportanceScorer]] = {}
+    held, held_windows = split["held_out"], len(parts["held_out"])
     for name, columns in cli.track("ablations", list(_ablations().items())):
-        recipe = fit.Recipe(best[0], columns, steps, seed=settings.seed)
-        fits[name] = fit.fit_scorer(split["train"].features, split["train"].labels[best[1]], recipe)
-    tables.scorer = fits["all features"]
+        recipes = [fit.Recipe(best[0], columns, steps, seed=settings.seed + i) for i in range(FIT_SEEDS)]
+        fits[name] = [fit.fit_scorer(split["train"].features, split["train"].labels[best[1]], r) for r in recipes]
+    scores = {name: [scorer(held.features)[:, 0] for scorer in scorers] for name, scorers in fits.items()}
+    tables.scorer = fits["all features"][0]
     everything = torch.cat([split["train"].features, held.features])
     tables.score_quantiles = fit.quantiles(tables.scorer(everything)[:, 0])
-    singles = {
-        name: fit.spearman(held.features[:, i], held.labels["damage"]) for i, name in enumerate(FEATURES)
-    }
+    singles = {name: fit.spearman(held.features[:, i], held.labels["damage"]) for i, name in enumerate(FEATURES)}
     return {
         "chosen": {"loss": best[0], "label": best[1]},
         "tokens_in": {name: len(s.features) for name, s in split.items()},
         "selection": selection,
-        "held_out": {name: _on(held, scorer(held.features)[:, 0]) for name, scorer in fits.items()},
-        "held_out_by_mean_bits": {
-            str(b): _on(held, tables.scorer(held.features)[:, 0], b) for b in (2.5, 3.0, 3.5, 4.0)
+        "held_out": {name: _on(held, by_seed[0]) for name, by_seed in scores.items()},
+        "held_out_by_seed": {
+            name: [_on(held, score)["score_over_static"] for score in by_seed] for name, by_seed in scores.items()
         },
+        "held_out_by_window": {
+            name: fit.by_window(by_seed[0], held.labels[LABELS[0]], held_windows) for name, by_seed in scores.items()
+        },
+        "held_out_per_sensitivity": {name: _on(held, by_seed[0], label=LABELS[1]) for name, by_seed in scores.items()},
+        "held_out_by_mean_bits": {str(b): _on(held, scores["all features"][0], b) for b in (2.25, 2.5, 3.0, 3.5, 4.0)},
         "feature_spearman": singles,
     }
 
 
-def _on(split: Split, score: Tensor, mean_bits: float = 3.0) -> dict[str, float]:
-    label = LABELS[0]  # whatever the scorer was fitted to, damage is what counts
+def _on(split: Split, score: Tensor, mean_bits: float = 3.0, label: str = LABELS[0]) -> dict[str, float]:
     return fit.judge(score, split.labels[label], split.other_sample[label], mean_bits)
 
 
@@ -172,15 +176,15 @@ def _ablations() -> dict[str, tuple[int, ...]]:
 def show(results: dict) -> None:
     """Print the held-out table."""
     table = Table(title="held-out damage at 3.0 bits on average, static 3 bits = 1")
-    for heading in ("controller", "damage", "captured", "Spearman"):
+    for heading in ("controller", "damage", "by seed", "captured", "Spearman"):
         table.add_column(heading, justify="left" if heading == "controller" else "right")
     for name, row in results["held_out"].items():
-        table.add_row(name, *(f"{row[key]:.3f}" for key in ("score_over_static", "captured", "spearman")))
+        by_seed = results["held_out_by_seed"][name]
+        columns = [f"{row[key]:.3f}" for key in ("score_over_static", "captured", "spearman")]
+        table.add_row(name, columns[0], f"{min(by_seed):.3f} .. {max(by_seed):.3f}", *columns[1:])
     full = results["held_out"]["all features"]
     for name in ("random", "oracle_other_sample", "oracle"):
-        table.add_row(
-            name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", ""
-        )
+        table.add_row(name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", "", "")
     Console().print(table)
 
 

@@ -48,7 +48,7 @@ struct Unit {
   }
   void copy(int segment, int64_t row, const uint8_t* from_codes, const uint16_t* from_scale) const {
     std::memcpy(codes(segment, row), from_codes, size_t(packed_bytes(segments[segment], dim)));
-    if (segments[segment].bits < 16) *scale(segment, row) = *from_scale;
+    *scale(segment, row) = *from_scale;
   }
   void demote(int64_t window_row, int tier, int slot) const {
     const int to = kFirstTier + tier;

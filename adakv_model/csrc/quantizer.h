@@ -12,6 +12,7 @@ enum ScaleMode : int32_t { kRms = 0, kUnbiased = 1 };
 
 constexpr int kMaxHeadDim = 256;
 constexpr float kFp16Max = 65504.0f;
+constexpr float kUnit16 = 0x1p-16f;  // what the scale of a 16-bit row is a multiple of
 
 static inline float float_from_bits(uint32_t bits) {
   float f;
@@ -120,14 +121,12 @@ static inline void unpack_codes(const uint8_t* in, uint8_t* codes, int dim) {
   }
 }
 
-// Unsigned codes (or fp16 values for 16 bits) of one packed row as floats.
+// Codes of one packed row as floats; 16-bit ones less 2^15, so that sums over them lose no digits.
 template <int kBits>
 static inline void unpack_floats(const uint8_t* in, float* out, int dim) {
   if constexpr (kBits == 16) {
     for (int i = 0; i < dim; ++i) {
-      uint16_t h;
-      std::memcpy(&h, in + 2 * i, 2);
-      out[i] = half_to_float(h);
+      out[i] = float(int32_t(in[2 * i] | (in[2 * i + 1] << 8)) - 32768);
     }
   } else {
     uint8_t codes[kMaxHeadDim];
@@ -136,7 +135,7 @@ static inline void unpack_floats(const uint8_t* in, float* out, int dim) {
   }
 }
 
-// Quantize one rotated row. `scale` is not written for 16 bits.
+// Quantize one rotated row.
 void quantize_row(const float* x, int bits, ScaleMode mode, int dim, uint8_t* packed, uint16_t* scale);
 
 // Inverse of quantize_row.

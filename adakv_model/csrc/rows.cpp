@@ -16,11 +16,11 @@ namespace {
 constexpr int kTile = 8;    // rows unpacked at a time: 2 KiB of floats at 64 channels stay in L1
 constexpr int kLanes = 16;  // partial sums of a reduction, a multiple of every vector width in use
 
-// Decoded value = gain * code + offset, with code the unpacked float and both times the row's scale.
+// Decoded value = (gain * code + offset) * scale, with code as unpack_floats gives it.
 template <int kBits>
 struct Affine {
-  static constexpr float kGain = kBits == 16 ? 1.0f : 2.0f;
-  static constexpr float kOffset = kBits == 16 ? 0.0f : -float((1 << kBits) - 1);
+  static constexpr float kGain = kBits == 16 ? 2.0f * kUnit16 : 2.0f;
+  static constexpr float kOffset = kBits == 16 ? kUnit16 : -float((1 << kBits) - 1);
 };
 
 static inline float lane_sum(const float* lanes) {
@@ -43,7 +43,7 @@ int unpack_tile(const Rows& rows, int first, float (*tile)[kDim], float* scales)
   const int n = std::min(kTile, rows.count - first);
   for (int r = 0; r < n; ++r) {
     unpack_floats<kBits>(rows.codes + int64_t(first + r) * (kDim * kBits / 8), tile[r], kDim);
-    scales[r] = kBits == 16 ? 1.0f : half_to_float(rows.scales[first + r]);
+    scales[r] = half_to_float(rows.scales[first + r]);
   }
   return n;
 }

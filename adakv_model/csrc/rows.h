@@ -5,7 +5,7 @@
 
 namespace adakv {
 
-// A run of packed rows of one width. `scales` is unused for 16 bits.
+// A run of packed rows of one width.
 struct Rows {
   int bits;
   const uint8_t* codes;

@@ -37,6 +37,11 @@ class LayerTrace:
     gradient_square: Tensor = field(default_factory=lambda: torch.empty(0))
     mode_error: Tensor | None = None
 
+    @classmethod
+    def zeros(cls, count: int, mean_square: Tensor) -> LayerTrace:
+        own, own_squared, received = torch.zeros(3, count)
+        return cls(own, own_squared, received, mean_square)
+
 
 @dataclass(frozen=True)
 class _Geometry:
@@ -73,10 +78,8 @@ class TracingCache(FloatCache):
         v = parts[2][0].transpose(0, 1)
         q = q.reshape(c.n_kv_heads, -1, count, c.head_dim) * (1.0 / math.sqrt(c.head_dim))
         means = self.k_mean[layer], self.v_mean[layer]
-        squares = [
-            (x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in zip((k, v), means, strict=True)
-        ]
-        trace = LayerTrace(*torch.zeros(3, count), mean_square=torch.stack(squares))
+        squares = [(x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in zip((k, v), means, strict=True)]
+        trace = LayerTrace.zeros(count, torch.stack(squares))
         self.traces.append(trace)
         geometry = _Geometry(means[0], self.window, self.lag, self.measure_modes)
         out = _Attention.apply(q, k, v, trace, geometry)

@@ -101,6 +101,8 @@ def check_output(path: Path) -> None:
         raise UserError(f"{path} must end in .safetensors")
     if not path.parent.is_dir():
         raise UserError(f"the folder {path.parent} does not exist: make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write to the folder {path.parent}: choose another place")
 
 
 def set_threads(threads: int) -> None:

@@ -77,9 +77,7 @@ def mean_rows(checkpoint: Checkpoint, windows: Tensor, work: Path) -> tuple[Tens
 
         return run
 
-    parts = [
-        resumable(folder / f"{i:04d}.safetensors", compute(i)) for i in track("means", range(len(windows)))
-    ]
+    parts = [resumable(folder / f"{i:04d}.safetensors", compute(i)) for i in track("means", range(len(windows)))]
     k_mean, v_mean = (torch.stack([p[name] for p in parts]).mean(0) for name in "kv")
     return k_mean, v_mean
 
@@ -130,9 +128,7 @@ def trace_window(
     modes = torch.zeros(config.n_layers, config.n_kv_heads, len(ScaleMode))
     logits = model(tokens.unsqueeze(0), torch.tensor([0]))[0]
     log_p = logits.detach().log_softmax(-1)
-    features = token_features(
-        tokens, log_p, cache.traces, log_frequency, config.n_layers * config.n_heads, cache.lag
-    )
+    features = token_features(tokens, log_p, cache.traces, log_frequency, config.n_layers * config.n_heads, cache.lag)
     for sample, seed in enumerate(seeds):
         cache.measure_modes = measure_modes and sample == 0
         p = log_p.exp()

@@ -25,7 +25,7 @@ class Recipe:
 
     loss: str = "exponential"
     columns: tuple[int, ...] = tuple(range(len(FEATURES)))
-    steps: int = 1500
+    steps: int = 600
     rate: float = 0.01
     seed: int = 0
 
@@ -55,9 +55,9 @@ def fit_scorer(features: Tensor, damage: Tensor, recipe: Recipe) -> ImportanceSc
         schedule.step()
     with torch.no_grad():
         weight = scorer.hidden.weight * used / std
-        scorer.hidden.bias -= weight @ mean
+        scorer.hidden.bias.sub_(weight @ mean)
         scorer.hidden.weight.copy_(weight)
-        scorer.score.bias += offset
+        scorer.score.bias.add_(offset)
     return scorer.requires_grad_(False)
 
 
@@ -94,9 +94,20 @@ def expected_loss(damage: Tensor, bits: Tensor) -> float:
     return float((damage.double() * table[bits]).sum())
 
 
-def judge(
-    score: Tensor, damage: Tensor, oracle: Tensor, mean_bits: float = 3.0, seed: int = 0
-) -> dict[str, float]:
+def static_loss(damage: Tensor, mean_bits: float) -> float:
+    """The same width for every token; between two widths, each for its share of the tokens regardless of damage."""
+    low = int(mean_bits)
+    below, above = (expected_loss(damage, torch.full(damage.shape, b)) for b in (low, min(low + 1, 4)))
+    return below + (mean_bits - low) * (above - below)
+
+
+def by_window(score: Tensor, damage: Tensor, windows: int, mean_bits: float = 3.0) -> list[float]:
+    """Damage over static in each of `windows` equal runs of tokens, under one allocation over all of them."""
+    parts = zip(allocate(score, mean_bits).chunk(windows), damage.chunk(windows), strict=True)
+    return [expected_loss(d, bits) / static_loss(d, mean_bits) for bits, d in parts]
+
+
+def judge(score: Tensor, damage: Tensor, oracle: Tensor, mean_bits: float = 3.0, seed: int = 0) -> dict[str, float]:
     """Damage under the score's allocation, relative to the same width for every token, against random and
     oracle.
 
@@ -104,7 +115,7 @@ def judge(
     ranks by. captured: the score's gain over static as a share of what the lucky oracle, which sees
     `damage` itself, gains.
     """
-    static = expected_loss(damage, torch.full(damage.shape, round(mean_bits)))
+    static = static_loss(damage, mean_bits)
     bits = allocate(score, mean_bits)
     shuffled = bits[torch.randperm(len(bits), generator=torch.Generator().manual_seed(seed))]
     ratios = {

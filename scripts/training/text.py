@@ -33,9 +33,7 @@ def read_tokens(path: Path, checkpoint: Checkpoint) -> TokenizedText:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror or error}): pass a text file with --text"
-        ) from error
+        raise UserError(f"cannot read {path} ({error.strerror or error}): pass a text file with --text") from error
     except (UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): pass a text file with --text") from error
     if checkpoint.tokenizer is None:

@@ -1,0 +1,108 @@
+"""What parity means, in functions: run both sides over the same tokens and measure how far apart they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from adakv_model.artifact import HostModel
+from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.model import Llama
+from adakv_model.reference import nearest_tier_with_room
+
+
+@dataclass
+class Agreement:
+    """Between two sets of logits [T, V] over the same tokens."""
+
+    max_difference: float
+    mean_kl: float  # KL(first || second), nats a token
+    top1: float  # share of tokens with the same likeliest next token
+    tie_gap: float  # largest gap, in the first's logits, between its choice and the second's
+
+    @classmethod
+    def between(cls, first: Tensor, second: Tensor) -> Agreement:
+        log_p, log_q = first.log_softmax(-1), second.log_softmax(-1)
+        chosen = first.gather(1, second.argmax(-1, keepdim=True))[:, 0]
+        return cls(
+            max_difference=float((first - second).abs().max()),
+            mean_kl=float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+            top1=float((first.argmax(-1) == second.argmax(-1)).float().mean()),
+            tie_gap=float((first.amax(-1) - chosen).max()),
+        )
+
+
+@dataclass
+class TieSync(nn.Module):
+    """A controller that agrees with the artifact wherever its own decision is a tie.
+
+    Two float implementations of one model differ by rounding, and a decision that hangs on that is no error; but
+    one different slot shifts all later ones. So where the eager controller's logits for its own choice and for
+    the artifact's are closer than `tolerance`, the artifact's is taken and counted; anything else is a failure.
+    """
+
+    controller: nn.Module
+    cache: MixedPrecisionCache
+    expected: Tensor  # uint8 [N], the artifact's tier of every position
+    tolerance: float
+    ties: list[float] = field(default_factory=list)
+    failures: list[tuple[int, int, int, float]] = field(default_factory=list)
+    decisions: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = self.controller(features)
+        progress, room = self.cache.progress.tolist(), list(self.cache.plan.capacities)
+        position, fill = progress[0], progress[1:]
+        for i in range(logits.shape[0]):
+            leaving = position + i - self.cache.plan.window
+            if leaving >= 1:
+                self._decide(logits[i], leaving, fill, room)
+        return logits
+
+    def _decide(self, logits: Tensor, token: int, fill: list[int], room: list[int]) -> None:
+        self.decisions += 1
+        target = int(self.expected[token])
+        own = nearest_tier_with_room(int(logits.argmax()), fill, room)
+        if own != target:
+            leads_there = [k for k in range(len(room)) if nearest_tier_with_room(k, fill, room) == target]
+            margin = float(logits.max() - logits[leads_there].max()) if leads_there else float("inf")
+            if margin > self.tolerance:
+                self.failures.append((token, own, target, margin))
+            else:
+                self.ties.append(margin)
+            if leads_there:
+                logits[max(leads_there, key=lambda k: float(logits[k]))] = logits.max() + 1
+        fill[target] += 1
+
+
+@torch.no_grad()
+def run_eager(model: Llama, tokens: list[int], chunk: int) -> Tensor:
+    """Logits [len(tokens), V] of an eager model, fed in chunks from position 0."""
+    steps = range(0, len(tokens), chunk)
+    return torch.cat([model(torch.tensor([tokens[i : i + chunk]]), torch.tensor([i]))[0] for i in steps])
+
+
+def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSync | None:
+    """Put a TieSync in the eager model's cache; None for a plan without a controller."""
+    cache = model.cache
+    assert isinstance(cache, MixedPrecisionCache)
+    if cache.controller is None:
+        return None
+    sync = TieSync(cache.controller, cache, artifact_tiers, tolerance)
+    cache.controller = sync  # type: ignore[assignment]
+    return sync
+
+
+def state_names(model: HostModel) -> list[str]:
+    """Every buffer that the program keeps between steps."""
+    names = ["progress", "tiers", *(f"cache_{layer}" for layer in range(model.plan.n_layers))]
+    return names + (["history", "observed", "last_logits"] if model.plan.adaptive else [])
+
+
+def snapshot(model: HostModel) -> dict[str, Tensor]:
+    return {name: model.state(name) for name in state_names(model)}
