@@ -10,7 +10,7 @@ import adakv_model.ops  # noqa: F401  (registers torch.ops.adakv)
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import Controller
 from adakv_model.model import rope_tables
-from adakv_model.plan import OBSERVATIONS, CachePlan
+from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
 from adakv_model.reference import apply_rope
 from adakv_model.tables import CalibrationTables
 
@@ -46,6 +46,7 @@ class MixedPrecisionCache(nn.Module):
             "tiers": torch.zeros(plan.context, dtype=torch.uint8),
             "history": torch.zeros(plan.context, dtype=torch.int32),
             "observed": torch.zeros(plan.window, len(OBSERVATIONS)),
+            "attention": torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64),
             "last_logits": torch.zeros(plan.vocab_size),
         }
         for layer in range(plan.n_layers):
@@ -64,6 +65,7 @@ class MixedPrecisionCache(nn.Module):
                 self.progress,
                 self.history,
                 self.observed,
+                self.attention,
                 plan.n_layers * plan.n_heads,
                 plan.lag,
             )
@@ -81,7 +83,7 @@ class MixedPrecisionCache(nn.Module):
             plan,
             input_pos,
             *per_layer,
-            self.observed,
+            self.attention,
             self.plan.lag if self.controller is not None else -1,
         )
 

@@ -119,6 +119,7 @@ def depart(
     progress: Tensor,
     history: Tensor,
     observed: Tensor,
+    attention: Tensor,
     n_attentions: int,
     lag: int,
 ) -> Tensor:
@@ -127,7 +128,7 @@ def depart(
     out = torch.empty(count, len(FEATURES))
     load_library().adakv_depart(
         _pointer(tokens), count, _i64(p), _pointer(token_log_frequency), _pointer(history), _pointer(observed),
-        window, _i64(n_attentions), _i64(lag), _pointer(out),
+        _pointer(attention), window, _i64(n_attentions), _i64(lag), _pointer(out),
     )  # fmt: skip
     return out
 
@@ -152,7 +153,7 @@ class _AttendArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean", "layout", "cache")),
-        *((name, ctypes.c_void_p) for name in ("observed", "out")),
+        *((name, ctypes.c_void_p) for name in ("attention", "out")),
         ("p", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "n_heads", "n_kv_heads", "head_dim", "n_tiers")),
         ("lag", ctypes.c_int64),
@@ -169,14 +170,14 @@ def attend(
     v_mean: Tensor,
     layout: Tensor,
     cache: Tensor,
-    observed: Tensor,
+    attention: Tensor,
     lag: int,
 ) -> Tensor:
     (kv_heads, dim), count = k_mean.shape, qkv.shape[1]
     heads = qkv.shape[2] // dim - 2 * kv_heads
     assert layout[0, WINDOW, 1] >= count
     out = torch.empty(1, count, heads * dim)
-    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, layout, cache, observed, out]
+    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, layout, cache, attention, out]
     arguments = _AttendArgs(
         *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2, lag
     )

@@ -33,10 +33,16 @@ OBSERVATIONS = (
     "entropy",  # its entropy, nats
     "surprisal",  # -log p(token), nats
     "repeats",  # earlier occurrences of the same token id in the context
-    "own_attention",  # sum over layers and heads of the attention the token pays to itself
-    "own_attention_squared",  # sum of squares of the same
-    "received_attention",  # sum over layers, heads and the next `lag` queries of attention received
 )
+
+#: Attention sums kept beside them (int64 columns of the ``attention`` ring), in units of ATTENTION_UNIT: integers,
+#: because their sum does not depend on the order in which chunks and layers arrive.
+ATTENTION_SUMS = (
+    "own",  # over layers and heads, of the attention the token pays to itself
+    "own_squared",  # of the square of the same
+    "received",  # over layers, heads and the next `lag` queries, of the attention it receives
+)
+ATTENTION_UNIT = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ class CachePlan:
         if self.adaptive:
             parts["history"] = 4 * self.context
             parts["observed"] = 4 * self.window * len(OBSERVATIONS)
+            parts["attention"] = 8 * self.window * len(ATTENTION_SUMS)
             parts["last_logits"] = 4 * self.vocab_size
         return parts
 

@@ -19,10 +19,20 @@ import math
 import torch
 from torch import Tensor
 
-from adakv_model.plan import FIRST_TIER, IN_SINK, IN_WINDOW, OBSERVATIONS, SINK, WINDOW
+from adakv_model.plan import (
+    ATTENTION_SUMS,
+    ATTENTION_UNIT,
+    FIRST_TIER,
+    IN_SINK,
+    IN_WINDOW,
+    OBSERVATIONS,
+    SINK,
+    WINDOW,
+)
 from adakv_model.quantizer import SCALE_BYTES, ScaleMode, dequantize, hadamard, pack, quantize, row_bytes, unpack
 
-(LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS, OWN, OWN_SQUARED, RECEIVED) = range(len(OBSERVATIONS))
+LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS = range(len(OBSERVATIONS))
+OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
 
 #: Features of a departing token as the controller sees them (columns of depart's output).
 FEATURES = (
@@ -56,21 +66,23 @@ def depart(
     progress: Tensor,
     history: Tensor,
     observed: Tensor,
+    attention: Tensor,
     n_attentions: int,
     lag: int,
 ) -> Tensor:
     """Features float32 [T, 8] of the tokens that leave the window, and fresh observations of the new ones.
 
-    tokens: int64 [1, T]; progress: int32 [1 + K]; history: int32 [N]; observed: float32 [R, 8].
+    tokens: int64 [1, T]; progress: int32 [1 + K]; history: int32 [N]; observed: float32 [R, 5]; attention:
+    int64 [R, 3].
     n_attentions: layers x heads, the number of attention rows summed into an observation.
     """
     p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
     check_step(p, count, int(progress[0]), history.shape[0], window)
     slots = torch.arange(p, p + count) % window
-    raw = observed[slots]
-    own = raw[:, OWN] / n_attentions
-    variance = (raw[:, OWN_SQUARED] / n_attentions - own * own).clamp(min=0)
-    received = raw[:, RECEIVED] / (n_attentions * max(lag, 1))
+    raw, sums = observed[slots], attention[slots].double() * ATTENTION_UNIT / n_attentions
+    own = sums[:, OWN].float()
+    variance = (sums[:, OWN_SQUARED].float() - own * own).clamp(min=0)
+    received = (sums[:, RECEIVED] / max(lag, 1)).float()
     features = torch.stack(
         [
             raw[:, LOG_FREQUENCY],
@@ -87,7 +99,7 @@ def depart(
     leaving = torch.arange(p, p + count) - window >= 1
     features = torch.where(leaving.unsqueeze(1), features, torch.zeros_like(features))
     history[p : p + count] = tokens[0].to(torch.int32)
-    observed[slots] = 0.0
+    observed[slots], attention[slots] = 0.0, 0
     observed[slots, LOG_FREQUENCY] = token_log_frequency[tokens[0]]
     for i in range(count):
         observed[slots[i], REPEATS] = float((history[: p + i] == history[p + i]).sum())
@@ -206,14 +218,14 @@ def attend(
     v_mean: Tensor,
     layout: Tensor,
     cache: Tensor,
-    observed: Tensor,
+    attention: Tensor,
     lag: int,
 ) -> Tensor:
     """Append a chunk, demote the rows that leave the window, attend; returns float32 [1, T, H D].
 
     qkv: float32 [1, T, (H + 2 KV) D], before RoPE; cos, sin: float32 [N, D / 2]; plan: from :func:`assign`;
-    k_mean, v_mean: float32 [KV, D]; layout: int32 [2 KV, 2 + K, 5]; cache: uint8 [layer bytes]; observed:
-    float32 [R, 8], where attention is recorded if lag >= 0. The K mean leaves every key, which only shifts all
+    k_mean, v_mean: float32 [KV, D]; layout: int32 [2 KV, 2 + K, 5]; cache: uint8 [layer bytes]; attention:
+    int64 [R, 3], updated if lag >= 0. The K mean leaves every key, which only shifts all
     logits of a query alike, so it never returns; the V mean returns once in the output.
     """
     p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
@@ -236,7 +248,7 @@ def attend(
         probabilities.append(probability)
     if lag >= 0:
         recent = torch.cat(probabilities, dim=1)[..., 1 + sum(used) :]
-        _record_attention(observed, recent, torch.cat((old, new)), p, lag)
+        _record_attention(attention, recent, torch.cat((old, new)), p, lag)
     return torch.cat(outputs, dim=1).reshape(1, count, n_heads * head_dim)
 
 
@@ -258,15 +270,14 @@ def _exchange(
     return torch.cat(rows)
 
 
-def _record_attention(observed: Tensor, recent: Tensor, positions: Tensor, p: int, lag: int) -> None:
+def _record_attention(attention: Tensor, recent: Tensor, positions: Tensor, p: int, lag: int) -> None:
     """Add what each recent token pays to itself and receives. recent: [T, H, rows]; positions: [rows]."""
-    window = observed.shape[0]
     age = torch.arange(p, p + recent.shape[0]).unsqueeze(1) - positions
-    own, received = (age == 0).unsqueeze(1), (age >= 1) & (age <= lag)
-    slots = positions % window
-    observed[:, OWN].index_add_(0, slots, (recent * own).sum((0, 1)))
-    observed[:, OWN_SQUARED].index_add_(0, slots, (recent * recent * own).sum((0, 1)))
-    observed[:, RECEIVED].index_add_(0, slots, (recent * received.unsqueeze(1)).sum((0, 1)))
+    own, received = (age == 0).unsqueeze(1), ((age >= 1) & (age <= lag)).unsqueeze(1)
+    slots = positions % attention.shape[0]
+    for column, values in ((OWN, recent * own), (OWN_SQUARED, recent * recent * own), (RECEIVED, recent * received)):
+        fixed = torch.round(values.double() / ATTENTION_UNIT).long().sum((0, 1))
+        attention[:, column].index_add_(0, slots, fixed)
 
 
 def observe(

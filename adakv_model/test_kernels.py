@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adakv_model import native, reference
-from adakv_model.plan import OBSERVATIONS, CachePlan
+from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
 from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, dequantize, hadamard, pack, quantize, unpack
 
 DIMS = (16, 32, 64, 128, 256)
@@ -108,6 +108,7 @@ class OneLayer:
         self.tiers = torch.zeros(plan.context, dtype=torch.uint8)
         self.history = torch.zeros(plan.context, dtype=torch.int32)
         self.observed = torch.zeros(plan.window, len(OBSERVATIONS))
+        self.attention = torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64)
         self.last_logits = torch.zeros(plan.vocab_size)
         self.cache = torch.zeros(plan.layer_bytes(0), dtype=torch.uint8)
 
@@ -115,12 +116,13 @@ class OneLayer:
         plan, ops, at, chunk = self.plan, self.kernels, torch.tensor([p]), slice(p, p + count)
         tokens = self.tokens[:, chunk].contiguous()
         features = ops.depart(
-            tokens, at, self.log_frequency, self.progress, self.history, self.observed, plan.n_heads, plan.lag
-        )
+            tokens, at, self.log_frequency, self.progress, self.history, self.observed, self.attention,
+            plan.n_heads, plan.lag,
+        )  # fmt: skip
         assigned = ops.assign(features @ self.mix, at, self.capacities, self.progress, self.tiers, plan.window)
         out = ops.attend(
             self.qkv[:, chunk], self.cos, self.sin, assigned, at, self.k_mean, self.v_mean, plan.layout(0),
-            self.cache, self.observed, plan.lag,
+            self.cache, self.attention, plan.lag,
         )  # fmt: skip
         ops.observe(self.logits[:, chunk], tokens, at, self.observed, self.last_logits)
         return out
@@ -156,16 +158,28 @@ def test_operators_match_the_reference(seed: int, window: int, extra: list[int],
     assert_same_state(theirs, ours)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.attention.double(), theirs.attention.double(), atol=500.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
 @pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])
-def test_any_chunking_equals_token_by_token(kernels, sizes: list[int]) -> None:
+def test_any_chunking_of_the_reference_equals_token_by_token(sizes: list[int]) -> None:
     plan = make_plan(120, 24, 16, (20, 30, 15, 20, 10), seed=3)
-    single, chunked = OneLayer(plan, kernels, 5), OneLayer(plan, kernels, 5)
+    single, chunked = OneLayer(plan, reference, 5), OneLayer(plan, reference, 5)
     expected, got = single.run([1]), chunked.run(sizes)
     assert_same_state(single, chunked)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])
+@pytest.mark.parametrize("capacities", [(20, 30, 15, 20, 10), (900, 500, 300, 30, 10), (700,)])
+def test_any_chunking_of_the_kernels_equals_token_by_token_to_the_last_bit(
+    sizes: list[int], capacities: tuple[int, ...]
+) -> None:
+    plan = make_plan(25 + sum(capacities), 24, 16, capacities, seed=3)
+    single, chunked = OneLayer(plan, native, 5), OneLayer(plan, native, 5)
+    assert torch.equal(single.run([1]), chunked.run(sizes))
+    assert_same_state(single, chunked)
+    assert torch.equal(single.attention, chunked.attention)
 
 
 def test_long_context_in_parts_matches_the_reference() -> None:

@@ -1,8 +1,9 @@
 // Append a chunk, demote the rows that leave the window, attend on the packed rows.
 //
-// Rows are never expanded beyond a tile: every query of a kv head's group reads the same unpacked tile. The
-// rows of a head are split into parts so that few heads still fill the threads; parts depend only on the number
-// of rows, so results do not depend on the number of threads.
+// A query's softmax is a sum of parts: the sink with the window ring, and every block of 256 rows of every tier.
+// Parts, lanes and tiles are anchored to the stored rows, never to the chunk, and rows that a query may not see
+// add exact zeros; so a query's result is the same to the last bit however the text is cut into chunks and
+// however many threads run. Tier rows are unpacked a tile at a time, once for all queries of a kv head's chunk.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -16,25 +17,18 @@ namespace adakv {
 
 namespace {
 
-constexpr int kRowsPerPart = 256, kMaxParts = 8;
-constexpr int64_t kMinParallelDots = 4096;  // below this many query x row products threads cost more than they give
+constexpr int kBlockRows = 256;
+constexpr int64_t kMinParallelDots = 2048;  // below this many query x row products, threads cost more than they give
+constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
-// The rows of one source that query position q may see are [from(q), to(q)).
-struct Source {
-  Rows k, v;
-  int tier;       // >= 0: a prefix given by the plan; -1: the sink; -2: rows of consecutive recent positions
-  int64_t first;  // position of the first row, for recent rows
-};
-
-int packed_bytes(const Segment& s, int dim) { return row_bytes(s.bits, dim); }
-
+// The packed rows of one unit: one (kv head, K or V) of the layer's buffer.
 struct Unit {
   const Segment* segments;
   uint8_t* cache;
   int dim;
 
   uint8_t* codes(int segment, int64_t row) const {
-    return cache + segments[segment].codes_offset + row * packed_bytes(segments[segment], dim);
+    return cache + segments[segment].codes_offset + row * row_bytes(segments[segment].bits, dim);
   }
   uint16_t* scale(int segment, int64_t row) const {
     return reinterpret_cast<uint16_t*>(cache + segments[segment].scale_offset) + row;
@@ -46,25 +40,39 @@ struct Unit {
     const Segment& s = segments[segment];
     quantize_row(x, s.bits, ScaleMode(s.scale_mode), dim, codes(segment, row), scale(segment, row));
   }
-  void copy(int segment, int64_t row, const uint8_t* from_codes, const uint16_t* from_scale) const {
-    std::memcpy(codes(segment, row), from_codes, size_t(packed_bytes(segments[segment], dim)));
-    *scale(segment, row) = *from_scale;
-  }
+  // Move a window row into a tier: a copy where the widths agree, else requantized.
   void demote(int64_t window_row, int tier, int slot) const {
-    const int to = kFirstTier + tier;
-    const uint8_t* from_codes = codes(kWindow, window_row);
-    const uint16_t* from_scale = scale(kWindow, window_row);
-    if (segments[to].bits == segments[kWindow].bits) return copy(to, slot, from_codes, from_scale);
+    const int to = kFirstTier + tier, bits = segments[kWindow].bits;
+    const uint8_t* from = codes(kWindow, window_row);
+    if (segments[to].bits == bits) {
+      std::memcpy(codes(to, slot), from, size_t(row_bytes(bits, dim)));
+      *scale(to, slot) = *scale(kWindow, window_row);
+      return;
+    }
     float x[kMaxHeadDim];
-    dequantize_row(from_codes, from_scale, segments[kWindow].bits, dim, x);
+    dequantize_row(from, scale(kWindow, window_row), bits, dim, x);
     write(to, slot, x);
   }
 };
 
-// The chunk's own rows in window format, until the ring may be overwritten.
-struct FreshRows {
-  std::vector<uint8_t> codes;
-  std::vector<uint16_t> scales;
+// Unnormalised softmax sums of n queries over some rows.
+struct Part {
+  std::vector<float> scores;             // [n, rows], exponentials once attended
+  std::vector<float> peak, total, acc;   // [n], [n], [n, D]
+  int64_t stride = 0;
+
+  void resize(int n, int64_t rows, int dim) {
+    stride = rows;
+    scores.resize(size_t(n) * size_t(rows));
+    peak.resize(size_t(n));
+    total.resize(size_t(n));
+    acc.assign(size_t(n) * size_t(dim), 0.0f);
+  }
+};
+
+struct Block {
+  int head, tier, first, count;
+  Part part;
 };
 
 class Step {
@@ -74,40 +82,48 @@ class Step {
         group_(a.n_heads / a.n_kv_heads),
         queries_(a.count * group_),
         window_(a.layout[kWindow].rows),
-        old_first_(std::max<int64_t>(1, a.p - window_)),
-        new_first_(std::max<int64_t>(1, a.p)),
-        kernels_(row_kernels()) {
-    const int32_t* last = a.plan + int64_t(a.count - 1) * (2 + a.n_tiers) + 2;
-    tier_rows_ = 0;
-    for (int k = 0; k < a.n_tiers; ++k) tier_rows_ += last[k];
-    rows_ = 1 + tier_rows_ + (a.p + a.count - old_first_);
-    parts_ = int(std::clamp<int64_t>(rows_ / kRowsPerPart, 1, kMaxParts));
-    heads_.resize(size_t(a.n_kv_heads));
+        kernels_(row_kernels()),
+        heads_(size_t(a.n_kv_heads)) {
+    const int32_t* used = plan_row(a.count - 1) + 2;
+    for (int h = 0; h < a.n_kv_heads; ++h) {
+      heads_[size_t(h)].first_block = blocks_.size();
+      for (int tier = 0; tier < a.n_tiers; ++tier) {
+        for (int first = 0; first < used[tier]; first += kBlockRows) {
+          blocks_.push_back({h, tier, first, std::min(kBlockRows, used[tier] - first), {}});
+        }
+      }
+      heads_[size_t(h)].end_block = blocks_.size();
+    }
   }
 
   void run(const ParallelFor& parallel) {
-    const bool small = int64_t(a_.n_heads) * a_.count * rows_ < kMinParallelDots;
-    const ParallelFor& loop = small ? serial_loop_ : parallel;
-    const ParallelFor& chunk_loop = a_.count == 1 ? serial_loop_ : loop;
-    chunk_loop(a_.n_kv_heads, [this](int h) { prepare(h); });
-    loop(a_.n_kv_heads * parts_, [this](int i) { attend_part(i / parts_, i % parts_); });
-    chunk_loop(a_.n_kv_heads, [this](int h) { finish(h); });
+    int64_t rows = window_;
+    for (size_t b = heads_[0].first_block; b < heads_[0].end_block; ++b) rows += blocks_[b].count;
+    const bool small = int64_t(a_.n_heads) * a_.count * rows < kMinParallelDots;
+    const ParallelFor& loop = small ? serial_ : parallel;
+    const ParallelFor& head_loop = a_.count == 1 ? serial_ : loop;  // a single token is too little work a head
+    head_loop(a_.n_kv_heads, [this](int h) { append(h); });
+    loop(int(blocks_.size()), [this](int b) { attend_block(blocks_[size_t(b)]); });
+    head_loop(a_.n_kv_heads, [this](int h) { finish(h); });
     if (a_.lag >= 0) record_attention();
   }
 
  private:
   struct Head {
-    std::vector<float> queries, sums;     // [Q, D], [Q]
-    std::vector<float> scores;            // [Q, rows]
-    std::vector<float> acc, peak, total;  // [parts, Q, D], [parts, Q], [parts, Q]
-    std::vector<float> own, received;     // per recent row: sums over the group's queries
-    std::vector<float> own_squared;
-    FreshRows fresh[2];
-    std::vector<Source> sources;
+    std::vector<float> queries, sums;  // [n, D], [n]
+    Part recent;                       // scores [n, 1 + R]: the sink, then the window by slot
+    std::vector<int64_t> attention;    // [R, kAttentionSums]
+    size_t first_block = 0, end_block = 0;
   };
+
+  const int32_t* plan_row(int i) const { return a_.plan + int64_t(i) * (2 + a_.n_tiers); }
 
   Unit unit(int head, int side) const {
     return {a_.layout + int64_t(2 * head + side) * (kFirstTier + a_.n_tiers), a_.cache, a_.head_dim};
+  }
+
+  const float* projection(int i, int head_slot) const {
+    return a_.qkv + (int64_t(i) * (a_.n_heads + 2 * a_.n_kv_heads) + head_slot) * a_.head_dim;
   }
 
   void rotate(const float* x, int64_t position, float* out) const {
@@ -119,15 +135,11 @@ class Step {
     }
   }
 
-  const float* token_row(int i, int head_slot) const {
-    return a_.qkv + (int64_t(i) * (a_.n_heads + 2 * a_.n_kv_heads) + head_slot) * a_.head_dim;
-  }
-
-  // Rotated, centred K (side 0) or V (side 1) of the chunk's token i.
+  // K (side 0) or V (side 1) of chunk token i as it is stored: after RoPE, without its mean, Hadamard rotated.
   void stored_form(int head, int side, int i, float* x) const {
     const int dim = a_.head_dim;
     const float* mean = (side == 0 ? a_.k_mean : a_.v_mean) + int64_t(head) * dim;
-    const float* row = token_row(i, a_.n_heads + side * a_.n_kv_heads + head);
+    const float* row = projection(i, a_.n_heads + side * a_.n_kv_heads + head);
     if (side == 0) {
       rotate(row, a_.p + i, x);
     } else {
@@ -137,215 +149,130 @@ class Step {
     hadamard(x, dim);
   }
 
-  void append(int head, int side) {
-    const Unit u = unit(head, side);
-    FreshRows& fresh = heads_[size_t(head)].fresh[side];
-    const int width = packed_bytes(u.segments[kWindow], a_.head_dim);
-    fresh.codes.resize(size_t(a_.count) * width);
-    fresh.scales.resize(size_t(a_.count));
-    float x[kMaxHeadDim];
-    for (int i = 0; i < a_.count; ++i) {
-      const int32_t* row = a_.plan + int64_t(i) * (2 + a_.n_tiers);
-      if (row[0] >= 0) u.demote((a_.p + i) % window_, row[0], row[1]);
-      stored_form(head, side, i, x);
-      const int64_t position = a_.p + i;
-      if (position == 0) {
-        u.write(kSink, 0, x);
-      } else {
-        const size_t at = size_t(position - new_first_);
-        const Segment& w = u.segments[kWindow];
-        quantize_row(x, w.bits, ScaleMode(w.scale_mode), a_.head_dim, &fresh.codes[at * width], &fresh.scales[at]);
-      }
-    }
-  }
-
-  void add_recent(Head& head, const Unit& k, const Unit& v, int64_t first, int64_t end) {
-    while (first < end) {  // the ring gives at most two runs
-      const int64_t row = first % window_;
-      const int n = int(std::min<int64_t>(end - first, window_ - row));
-      head.sources.push_back({k.rows(kWindow, row, n), v.rows(kWindow, row, n), -2, first});
-      first += n;
-    }
-  }
-
-  void collect_sources(int h) {
-    Head& head = heads_[size_t(h)];
-    const Unit k = unit(h, 0), v = unit(h, 1);
-    const int32_t* last = a_.plan + int64_t(a_.count - 1) * (2 + a_.n_tiers) + 2;
-    head.sources.clear();
-    head.sources.push_back({k.rows(kSink, 0, 1), v.rows(kSink, 0, 1), -1, 0});
-    for (int t = 0; t < a_.n_tiers; ++t) {
-      head.sources.push_back({k.rows(kFirstTier + t, 0, last[t]), v.rows(kFirstTier + t, 0, last[t]), t, 0});
-    }
-    add_recent(head, k, v, old_first_, a_.p);
-    const int n = int(a_.p + a_.count - new_first_);
-    const auto fresh_rows = [&](int side) -> Rows {
-      return {a_.layout[kWindow].bits, head.fresh[side].codes.data(), head.fresh[side].scales.data(), n};
-    };
-    head.sources.push_back({fresh_rows(0), fresh_rows(1), -2, new_first_});
-  }
-
-  void prepare(int h) {
+  void rotate_queries(int h) {
     Head& head = heads_[size_t(h)];
     const int dim = a_.head_dim;
-    append(h, 0);
-    append(h, 1);
-    collect_sources(h);
     head.queries.resize(size_t(queries_) * dim);
     head.sums.assign(size_t(queries_), 0.0f);
     const float scale = float(1.0 / std::sqrt(double(dim)));
     for (int q = 0; q < queries_; ++q) {
       float* x = &head.queries[size_t(q) * dim];
-      rotate(token_row(q / group_, h * group_ + q % group_), a_.p + q / group_, x);
+      rotate(projection(q / group_, h * group_ + q % group_), a_.p + q / group_, x);
       hadamard(x, dim);
       for (int j = 0; j < dim; ++j) head.sums[size_t(q)] += x[j] *= scale;
     }
-    head.scores.resize(size_t(queries_) * size_t(rows_));
-    head.acc.assign(size_t(parts_) * queries_ * dim, 0.0f);
-    head.peak.resize(size_t(parts_) * queries_);
-    head.total.resize(size_t(parts_) * queries_);
   }
 
-  // Visible rows of a source for chunk query i, clipped to its count.
-  void visible(const Source& s, int i, int64_t* from, int64_t* to) const {
-    const int64_t q = a_.p + i, n = s.k.count;
-    *from = 0;
-    *to = n;
-    if (s.tier >= 0) *to = a_.plan[int64_t(i) * (2 + a_.n_tiers) + 2 + s.tier];
-    if (s.tier == -2) {
-      *from = std::clamp<int64_t>(q - window_ + 1 - s.first, 0, n);
-      *to = std::clamp<int64_t>(q + 1 - s.first, *from, n);
+  // Token by token, because each token's row overwrites that of the one that leaves.
+  void append(int h) {
+    rotate_queries(h);
+    heads_[size_t(h)].recent.resize(queries_, 1 + window_, a_.head_dim);
+    float x[kMaxHeadDim];
+    for (int i = 0; i < a_.count; ++i) {
+      const int64_t position = a_.p + i;
+      const int32_t* row = plan_row(i);
+      for (int side = 0; side < 2; ++side) {
+        const Unit u = unit(h, side);
+        if (row[0] >= 0) u.demote(position % window_, row[0], row[1]);
+        stored_form(h, side, i, x);
+        position == 0 ? u.write(kSink, 0, x) : u.write(kWindow, position % window_, x);
+      }
+      attend_recent(h, i);
     }
   }
 
-  void mask(const Source& s, int64_t skip, int64_t count, float* scores) const {
-    constexpr float kHidden = -std::numeric_limits<float>::infinity();
-    for (int q = 0; q < queries_; ++q) {
-      int64_t from, to;
-      visible(s, q / group_, &from, &to);
-      from = std::clamp<int64_t>(from - skip, 0, count);
-      to = std::clamp<int64_t>(to - skip, from, count);
-      float* row = scores + q * rows_;
-      std::fill_n(row, from, kHidden);
-      std::fill_n(row + to, count - to, kHidden);
-    }
-  }
-
-  static Rows slice(const Rows& rows, int64_t skip, int64_t count, int dim) {
-    return {rows.bits, rows.codes + skip * row_bytes(rows.bits, dim), rows.scales + skip, int(count)};
-  }
-
-  // Calls f(source, rows to skip in it, rows to use, first row's index over all sources) within the part.
-  template <typename F>
-  void for_sources(const Head& head, int part, F&& f) const {
-    const int64_t begin = rows_ * part / parts_, end = rows_ * (part + 1) / parts_;
-    int64_t start = 0;
-    for (const Source& s : head.sources) {
-      const int64_t from = std::max(begin, start), to = std::min(end, start + s.k.count);
-      if (from < to) f(s, from - start, to - from, from);
-      start += s.k.count;
-    }
-  }
-
-  void attend_part(int h, int part) {
+  void attend_recent(int h, int i) {
     Head& head = heads_[size_t(h)];
-    const int dim = a_.head_dim;
-    for_sources(head, part, [&](const Source& s, int64_t skip, int64_t n, int64_t at) {
-      kernels_.score(slice(s.k, skip, n, dim), head.queries.data(), head.sums.data(), queries_, dim,
-                     &head.scores[size_t(at)], rows_);
-      mask(s, skip, n, &head.scores[size_t(at)]);
-    });
-    const int64_t begin = rows_ * part / parts_, end = rows_ * (part + 1) / parts_;
+    const Unit k = unit(h, 0), v = unit(h, 1);
+    const int dim = a_.head_dim, at = i * group_;
+    const int64_t position = a_.p + i;
+    const int filled = int(std::min<int64_t>(position + 1, window_));  // slots 0 .. filled - 1 hold rows
+    const int64_t stride = head.recent.stride;
+    float* scores = &head.recent.scores[size_t(at * stride)];
+    const float *queries = &head.queries[size_t(at) * dim], *sums = &head.sums[size_t(at)];
+    kernels_.score(k.rows(kSink, 0, 1), queries, sums, group_, dim, scores, stride);
+    kernels_.score(k.rows(kWindow, 0, filled), queries, sums, group_, dim, scores + 1, stride);
+    for (int g = 0; g < group_; ++g) {
+      float* row = scores + g * stride;
+      if (position < window_) row[1] = kHidden;  // slot 0 is position 0, the sink, until position R takes it
+      std::fill(row + 1 + filled, row + stride, kHidden);
+      const size_t q = size_t(at + g);
+      head.recent.total[q] = kernels_.softmax_part(row, stride, &head.recent.peak[q]);
+    }
+    float* acc = &head.recent.acc[size_t(at) * dim];
+    kernels_.accumulate(v.rows(kSink, 0, 1), scores, stride, group_, dim, acc);
+    kernels_.accumulate(v.rows(kWindow, 0, filled), scores + 1, stride, group_, dim, acc);
+  }
+
+  void attend_block(Block& block) const {
+    const Head& head = heads_[size_t(block.head)];
+    const int dim = a_.head_dim, segment = kFirstTier + block.tier, n = block.count;
+    const Rows keys = unit(block.head, 0).rows(segment, block.first, n);
+    const Rows values = unit(block.head, 1).rows(segment, block.first, n);
+    Part& part = block.part;
+    part.resize(queries_, n, dim);
+    kernels_.score(keys, head.queries.data(), head.sums.data(), queries_, dim, part.scores.data(), n);
     for (int q = 0; q < queries_; ++q) {
-      const size_t at = size_t(part) * queries_ + q;
-      head.total[at] = kernels_.softmax_part(&head.scores[size_t(q) * rows_ + begin], end - begin, &head.peak[at]);
+      const int visible = std::clamp(plan_row(q / group_)[2 + block.tier] - block.first, 0, n);
+      float* row = &part.scores[size_t(q) * size_t(n)];
+      std::fill(row + visible, row + n, kHidden);
+      part.total[size_t(q)] = kernels_.softmax_part(row, n, &part.peak[size_t(q)]);
     }
-    float* acc = &head.acc[size_t(part) * queries_ * dim];
-    for_sources(head, part, [&](const Source& s, int64_t skip, int64_t n, int64_t at) {
-      kernels_.accumulate(slice(s.v, skip, n, dim), &head.scores[size_t(at)], rows_, queries_, dim, acc);
-    });
+    kernels_.accumulate(values, part.scores.data(), n, queries_, dim, part.acc.data());
   }
 
-  // Factor that turns part's exponentials of query q into probabilities.
-  float factor(const Head& head, int part, int q) const {
-    float peak = -std::numeric_limits<float>::infinity(), total = 0;
-    for (int p = 0; p < parts_; ++p) peak = std::max(peak, head.peak[size_t(p) * queries_ + q]);
-    for (int p = 0; p < parts_; ++p) {
-      const size_t at = size_t(p) * queries_ + q;
-      total += head.total[at] * fast_exp(head.peak[at] - peak);
-    }
-    return fast_exp(head.peak[size_t(part) * queries_ + q] - peak) / total;
-  }
-
+  // Join the parts of every query, then back from the rotated domain.
   void finish(int h) {
     Head& head = heads_[size_t(h)];
     const int dim = a_.head_dim;
+    if (a_.lag >= 0) head.attention.assign(size_t(window_ * kAttentionSums), 0);
     for (int q = 0; q < queries_; ++q) {
+      const size_t at = size_t(q);
+      float peak = head.recent.peak[at], total = 0.0f;
+      for (size_t b = head.first_block; b < head.end_block; ++b) peak = std::max(peak, blocks_[b].part.peak[at]);
       float* out = a_.out + (int64_t(q / group_) * a_.n_heads + h * group_ + q % group_) * dim;
       std::fill_n(out, dim, 0.0f);
-      for (int part = 0; part < parts_; ++part) {
-        const float f = factor(head, part, q);
-        const float* acc = &head.acc[(size_t(part) * queries_ + q) * dim];
+      const auto join = [&](const Part& part) {
+        const float f = fast_exp(part.peak[at] - peak);
+        total += f * part.total[at];
+        const float* acc = &part.acc[at * size_t(dim)];
         for (int j = 0; j < dim; ++j) out[j] += f * acc[j];
-      }
+      };
+      join(head.recent);
+      for (size_t b = head.first_block; b < head.end_block; ++b) join(blocks_[b].part);
+      for (int j = 0; j < dim; ++j) out[j] /= total;
       hadamard(out, dim);
       for (int j = 0; j < dim; ++j) out[j] += a_.v_mean[int64_t(h) * dim + j];
-    }
-    for (int side = 0; side < 2; ++side) store_window(h, side);
-    if (a_.lag >= 0) sum_recent(head);
-  }
-
-  void store_window(int h, int side) const {
-    const Unit u = unit(h, side);
-    const FreshRows& fresh = heads_[size_t(h)].fresh[side];
-    const size_t width = size_t(packed_bytes(u.segments[kWindow], a_.head_dim));
-    for (int64_t position = new_first_; position < a_.p + a_.count; ++position) {
-      const size_t at = size_t(position - new_first_);
-      u.copy(kWindow, position % window_, &fresh.codes[at * width], &fresh.scales[at]);
+      if (a_.lag >= 0) sum_attention(head, q, fast_exp(head.recent.peak[at] - peak) / total);
     }
   }
 
-  void sum_recent(Head& head) const {
-    const int64_t first_row = 1 + tier_rows_, recent = rows_ - first_row;
-    head.own.assign(size_t(recent), 0.0f);
-    head.own_squared.assign(size_t(recent), 0.0f);
-    head.received.assign(size_t(recent), 0.0f);
-    for (int part = 0; part < parts_; ++part) {
-      const int64_t begin = std::max(first_row, rows_ * part / parts_), end = rows_ * (part + 1) / parts_;
-      if (begin >= end) continue;
-      for (int q = 0; q < queries_; ++q) {
-        const float f = factor(head, part, q);
-        for (int64_t row = begin; row < end; ++row) {
-          const size_t r = size_t(row - first_row);
-          const int64_t age = a_.p + q / group_ - (old_first_ + int64_t(r));
-          if (age < 0 || age > a_.lag) continue;
-          const float probability = head.scores[size_t(q) * rows_ + row] * f;
-          (age == 0 ? head.own[r] : head.received[r]) += probability;
-          if (age == 0) head.own_squared[r] += probability * probability;
-        }
-      }
+  // What query q pays to itself and to the `lag` tokens before it. f turns its exponentials into probabilities.
+  void sum_attention(Head& head, int q, float f) const {
+    const int64_t position = a_.p + q / group_;
+    const float* exponentials = &head.recent.scores[size_t(q * head.recent.stride)];
+    for (int64_t age = 0; age <= a_.lag && age < position; ++age) {
+      const int64_t slot = (position - age) % window_;
+      const float probability = exponentials[1 + slot] * f;
+      int64_t* sums = &head.attention[size_t(slot * kAttentionSums)];
+      sums[age == 0 ? kOwn : kReceived] += std::llrint(double(probability) / kAttentionUnit);
+      if (age == 0) sums[kOwnSquared] += std::llrint(double(probability * probability) / kAttentionUnit);
     }
   }
 
   void record_attention() const {
     for (const Head& head : heads_) {
-      for (size_t r = 0; r < head.own.size(); ++r) {
-        float* seen = a_.observed + ((old_first_ + int64_t(r)) % window_) * kObservations;
-        seen[kOwn] += head.own[r];
-        seen[kOwnSquared] += head.own_squared[r];
-        seen[kReceived] += head.received[r];
-      }
+      for (size_t i = 0; i < head.attention.size(); ++i) a_.attention[i] += head.attention[i];
     }
   }
 
   const AttendArgs& a_;
   const int group_, queries_;
-  const int64_t window_, old_first_, new_first_;
+  const int64_t window_;
   const RowKernels& kernels_;
-  int64_t tier_rows_, rows_;
-  int parts_;
   std::vector<Head> heads_;
-  const ParallelFor serial_loop_ = serial_for;
+  std::vector<Block> blocks_;
+  const ParallelFor serial_ = serial_for;
 };
 
 }  // namespace

@@ -11,9 +11,11 @@ namespace {
 
 constexpr float kVarianceFloor = 1e-6f, kAttentionFloor = 1e-5f;
 
-void features_of(const float* seen, float attentions, float lag, float* f) {
-  const float own = seen[kOwn] / attentions;
-  const float variance = std::max(seen[kOwnSquared] / attentions - own * own, 0.0f);
+void features_of(const float* seen, const int64_t* sums, double attentions, double lag, float* f) {
+  const float own = float(double(sums[kOwn]) * kAttentionUnit / attentions);
+  const float own_squared = float(double(sums[kOwnSquared]) * kAttentionUnit / attentions);
+  const float received = float(double(sums[kReceived]) * kAttentionUnit / attentions / std::max(lag, 1.0));
+  const float variance = std::max(own_squared - own * own, 0.0f);
   f[0] = seen[kLogFrequency];
   f[1] = seen[kConfidence];
   f[2] = std::log(variance + kVarianceFloor);
@@ -21,7 +23,7 @@ void features_of(const float* seen, float attentions, float lag, float* f) {
   f[4] = seen[kSurprisal];
   f[5] = std::log(own + kAttentionFloor);
   f[6] = std::log1p(seen[kRepeats]);
-  f[7] = std::log(seen[kReceived] / (attentions * std::max(lag, 1.0f)) + kAttentionFloor);
+  f[7] = std::log(received + kAttentionFloor);
 }
 
 // The wanted tier, else the nearest with a free slot, narrower before wider; -1 if all are full.
@@ -44,18 +46,20 @@ StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t 
 }
 
 void depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency, int32_t* history,
-            float* observed, int window, int64_t n_attentions, int64_t lag, float* features) {
+            float* observed, int64_t* attention, int window, int64_t n_attentions, int64_t lag, float* features) {
   for (int i = 0; i < count; ++i) {
     const int64_t position = p + i;
     float* seen = observed + (position % window) * kObservations;
+    int64_t* sums = attention + (position % window) * kAttentionSums;
     float* f = features + i * kFeatures;
     if (position - window >= 1) {
-      features_of(seen, float(n_attentions), float(lag), f);
+      features_of(seen, sums, double(n_attentions), double(lag), f);
     } else {
       std::fill_n(f, kFeatures, 0.0f);
     }
     const int32_t token = int32_t(tokens[i]);
     std::fill_n(seen, int(kObservations), 0.0f);
+    std::fill_n(sums, int(kAttentionSums), int64_t{0});
     seen[kLogFrequency] = token_log_frequency[token];
     seen[kRepeats] = float(std::count(history, history + position, token));
     history[position] = token;

@@ -46,9 +46,10 @@ ADAKV_API void adakv_hadamard(float* x, int rows, int dim) {
 }
 
 ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
-                            int32_t* history, float* observed, int window, int64_t n_attentions, int64_t lag,
-                            float* features) {
-  adakv::depart(tokens, count, p, token_log_frequency, history, observed, window, n_attentions, lag, features);
+                            int32_t* history, float* observed, int64_t* attention, int window,
+                            int64_t n_attentions, int64_t lag, float* features) {
+  adakv::depart(tokens, count, p, token_log_frequency, history, observed, attention, window, n_attentions, lag,
+                features);
 }
 
 ADAKV_API int adakv_assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers,

@@ -13,9 +13,12 @@ constexpr int kSink = 0, kWindow = 1, kFirstTier = 2;
 constexpr uint8_t kInSink = 254, kInWindow = 255;
 
 // Columns of the `observed` ring (OBSERVATIONS in plan.py).
-enum Observation {
-  kLogFrequency, kConfidence, kEntropy, kSurprisal, kRepeats, kOwn, kOwnSquared, kReceived, kObservations
-};
+enum Observation { kLogFrequency, kConfidence, kEntropy, kSurprisal, kRepeats, kObservations };
+
+// Columns of the `attention` ring (ATTENTION_SUMS in plan.py), in units of kAttentionUnit.
+enum AttentionSum { kOwn, kOwnSquared, kReceived, kAttentionSums };
+constexpr double kAttentionUnit = 0x1p-24;
+
 constexpr int kFeatures = 8;
 
 // One row of the layout table (LAYOUT_COLUMNS in plan.py).
@@ -29,7 +32,7 @@ enum class StepError { kOk, kChunkSize, kPosition, kContextFull };
 StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t context, int64_t window);
 
 void depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency, int32_t* history,
-            float* observed, int window, int64_t n_attentions, int64_t lag, float* features);
+            float* observed, int64_t* attention, int window, int64_t n_attentions, int64_t lag, float* features);
 
 // Returns false if every tier is full.
 bool assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers, int32_t* progress,
@@ -45,7 +48,7 @@ struct AttendArgs {
   const float *k_mean, *v_mean;  // [KV, D]
   const Segment* layout;  // [2 KV, 2 + K]
   uint8_t* cache;
-  float* observed;  // [R, kObservations]
+  int64_t* attention;  // [R, kAttentionSums]
   float* out;  // [T, H D]
   int64_t p;
   int count, n_heads, n_kv_heads, head_dim, n_tiers;

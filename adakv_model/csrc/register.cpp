@@ -68,15 +68,16 @@ bool resize(Tensor& out, const std::array<SizesType, N>& sizes) {
 
 Tensor& depart_out(KernelRuntimeContext& ctx, const Tensor& tokens, const Tensor& input_pos,
                    const Tensor& token_log_frequency, const Tensor& progress, const Tensor& history, const Tensor& observed,
-                   int64_t n_attentions, int64_t lag, Tensor& out) {
+                   const Tensor& attention, int64_t n_attentions, int64_t lag, Tensor& out) {
   const int64_t p = position_of(input_pos);
   const int count = int(tokens.numel()), window = int(observed.size(0));
   ADAKV_CHECK(step_ok(p, count, progress.const_data_ptr<int32_t>()[0], history.numel(), window));
   ADAKV_CHECK(tokens_ok(tokens, token_log_frequency.numel()));
-  ADAKV_CHECK(observed.size(1) == kObservations);
+  ADAKV_CHECK(observed.size(1) == kObservations && attention.numel() == window * kAttentionSums);
   ADAKV_CHECK(resize<2>(out, {SizesType(count), kFeatures}));
   depart(tokens.const_data_ptr<int64_t>(), count, p, token_log_frequency.const_data_ptr<float>(),
-         history.mutable_data_ptr<int32_t>(), observed.mutable_data_ptr<float>(), window, n_attentions, lag,
+         history.mutable_data_ptr<int32_t>(), observed.mutable_data_ptr<float>(), attention.mutable_data_ptr<int64_t>(),
+         window, n_attentions, lag,
          out.mutable_data_ptr<float>());
   return out;
 }
@@ -98,7 +99,7 @@ bool dim_ok(int64_t dim) { return dim == 16 || dim == 32 || dim == 64 || dim == 
 
 Tensor& attend_out(KernelRuntimeContext& ctx, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
                    const Tensor& plan, const Tensor& input_pos, const Tensor& k_mean, const Tensor& v_mean,
-                   const Tensor& layout, const Tensor& cache, const Tensor& observed, int64_t lag, Tensor& out) {
+                   const Tensor& layout, const Tensor& cache, const Tensor& attention, int64_t lag, Tensor& out) {
   static_assert(sizeof(Segment) == 5 * sizeof(int32_t), "a layout row is five int32 columns");
   const int64_t kv_heads = k_mean.size(0), dim = k_mean.size(1), count = qkv.size(1);
   const int64_t heads = qkv.size(2) / dim - 2 * kv_heads, p = position_of(input_pos);
@@ -116,7 +117,7 @@ Tensor& attend_out(KernelRuntimeContext& ctx, const Tensor& qkv, const Tensor& c
   args.v_mean = v_mean.const_data_ptr<float>();
   args.layout = reinterpret_cast<const Segment*>(layout.const_data_ptr<int32_t>());
   args.cache = cache.mutable_data_ptr<uint8_t>();
-  args.observed = observed.mutable_data_ptr<float>();
+  args.attention = attention.mutable_data_ptr<int64_t>();
   args.out = out.mutable_data_ptr<float>();
   args.p = p;
   args.count = int(count);

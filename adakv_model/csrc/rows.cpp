@@ -141,9 +141,11 @@ void accumulate_any(const Rows& rows, const float* weights, int64_t stride, int 
   with_shape(rows.bits, dim, Accumulate{rows, weights, stride, n, acc});
 }
 
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
 float largest(const float* x, int64_t n) {
   float peak[kLanes];
-  std::fill_n(peak, kLanes, -std::numeric_limits<float>::infinity());
+  std::fill_n(peak, kLanes, kMinusInfinity);
   const int64_t full = n / kLanes * kLanes;
   for (int64_t i = 0; i < full; i += kLanes) {
     for (int l = 0; l < kLanes; ++l) peak[l] = x[i + l] > peak[l] ? x[i + l] : peak[l];
@@ -152,18 +154,28 @@ float largest(const float* x, int64_t n) {
   return *std::max_element(peak, peak + kLanes);
 }
 
+// Element i always goes to lane i % kLanes, through the same code: hidden elements after the visible ones then
+// add exact zeros, and a query's sum does not depend on how many there are.
+static inline void exp_lanes(float* x, float peak, float* sum) {
+  for (int l = 0; l < kLanes; ++l) sum[l] += x[l] = fast_exp(x[l] - peak);
+}
+
 float softmax_part(float* x, int64_t n, float* peak) {
   *peak = largest(x, n);
-  if (!(*peak > -std::numeric_limits<float>::infinity())) {
+  if (!(*peak > kMinusInfinity)) {
     std::fill_n(x, n, 0.0f);
     return 0.0f;
   }
   float sum[kLanes] = {};
   const int64_t full = n / kLanes * kLanes;
-  for (int64_t i = 0; i < full; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) sum[l] += x[i + l] = fast_exp(x[i + l] - *peak);
+  for (int64_t i = 0; i < full; i += kLanes) exp_lanes(x + i, *peak, sum);
+  if (full < n) {
+    float tail[kLanes];
+    std::fill_n(tail, kLanes, kMinusInfinity);
+    std::copy_n(x + full, n - full, tail);
+    exp_lanes(tail, *peak, sum);
+    std::copy_n(tail, n - full, x + full);
   }
-  for (int64_t i = full; i < n; ++i) sum[0] += x[i] = fast_exp(x[i] - *peak);
   return lane_sum(sum);
 }
 

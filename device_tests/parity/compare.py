@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ class Agreement:
         )
 
 
-@dataclass
 class TieSync(nn.Module):
     """A controller that agrees with the artifact wherever its own decision is a tie.
 
@@ -43,23 +42,23 @@ class TieSync(nn.Module):
     the artifact's are closer than `tolerance`, the artifact's is taken and counted; anything else is a failure.
     """
 
-    controller: nn.Module
-    cache: MixedPrecisionCache
-    expected: Tensor  # uint8 [N], the artifact's tier of every position
-    tolerance: float
-    ties: list[float] = field(default_factory=list)
-    failures: list[tuple[int, int, int, float]] = field(default_factory=list)
-    decisions: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, controller: nn.Module, cache: MixedPrecisionCache, expected: Tensor, tolerance: float
+    ) -> None:
+        """expected: uint8 [N], the artifact's tier of every position."""
         super().__init__()
+        self.controller, self.plan, self.progress = controller, cache.plan, cache.progress
+        self.expected, self.tolerance = expected, tolerance
+        self.ties: list[float] = []
+        self.failures: list[tuple[int, int, int, float]] = []
+        self.decisions = 0
 
     def forward(self, features: Tensor) -> Tensor:
         logits = self.controller(features)
-        progress, room = self.cache.progress.tolist(), list(self.cache.plan.capacities)
+        progress, room = self.progress.tolist(), list(self.plan.capacities)
         position, fill = progress[0], progress[1:]
         for i in range(logits.shape[0]):
-            leaving = position + i - self.cache.plan.window
+            leaving = position + i - self.plan.window
             if leaving >= 1:
                 self._decide(logits[i], leaving, fill, room)
         return logits
@@ -101,7 +100,7 @@ def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSy
 def state_names(model: HostModel) -> list[str]:
     """Every buffer that the program keeps between steps."""
     names = ["progress", "tiers", *(f"cache_{layer}" for layer in range(model.plan.n_layers))]
-    return names + (["history", "observed", "last_logits"] if model.plan.adaptive else [])
+    return names + (["history", "observed", "attention", "last_logits"] if model.plan.adaptive else [])
 
 
 def snapshot(model: HostModel) -> dict[str, Tensor]:

@@ -1,0 +1,296 @@
+// depart, assign, attend and observe over whole contexts.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "layer.h"
+
+namespace adakv::testing {
+namespace {
+
+void three_threads(int n, const std::function<void(int)>& body) {
+  std::vector<std::thread> helpers;
+  for (int t = 0; t < 3; ++t) {
+    helpers.emplace_back([&, t] {
+      for (int i = t; i < n; i += 3) body(i);
+    });
+  }
+  for (auto& helper : helpers) helper.join();
+}
+
+// Queries at the given positions against double precision; with every position given, attention sums too.
+void check_outputs(const Layer& layer, const std::vector<int>& queries, double tolerance = 2e-5) {
+  const Shape& s = layer.shape;
+  Expected expected(layer);
+  const int n = s.context();
+  std::vector<double> own(size_t(n), 0.0), own_squared(own), received(own), probabilities;
+  for (int q : queries) {
+    for (int head = 0; head < s.heads(); ++head) {
+      const std::vector<double> want = expected.attend(head, q, &probabilities);
+      for (int c = 0; c < s.dim; ++c) {
+        const float got = layer.out[(size_t(q) * s.heads() + head) * s.dim + c];
+        CHECK(std::fabs(got - want[size_t(c)]) <= tolerance * std::max(1.0, std::fabs(want[size_t(c)])),
+              "query %d of %d, head %d, channel %d: %g, not %g", q, n, head, c, got, want[size_t(c)]);
+      }
+      own[size_t(q)] += probabilities[size_t(q)];
+      own_squared[size_t(q)] += probabilities[size_t(q)] * probabilities[size_t(q)];
+      for (int j = std::max(1, q - s.lag()); j < q; ++j) received[size_t(j)] += probabilities[size_t(j)];
+    }
+  }
+  if (int(queries.size()) < n) return;
+  for (int j = std::max(1, n - s.window); j < n; ++j) {
+    const int64_t* sums = &layer.attention[size_t(j % s.window) * kAttentionSums];
+    const double want[] = {own[size_t(j)], own_squared[size_t(j)], received[size_t(j)]};
+    for (int i = 0; i < kAttentionSums; ++i) {
+      const double got = double(sums[i]) * kAttentionUnit;
+      CHECK(std::fabs(got - want[i]) < 3e-5, "attention sum %d at %d: %g, not %g", i, j, got, want[i]);
+    }
+  }
+}
+
+std::vector<int> all_positions(const Shape& s) {
+  std::vector<int> all(size_t(s.context()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+// Everything that must be equal to the last bit; names what is not.
+std::string difference(const Layer& a, const Layer& b) {
+  std::string names;
+  if (a.cache.bytes() != b.cache.bytes()) names += " cache";
+  if (a.tiers != b.tiers) names += " tiers";
+  if (a.progress != b.progress) names += " progress";
+  if (a.history != b.history) names += " history";
+  if (a.observed != b.observed) names += " observed";
+  if (a.attention != b.attention) names += " attention";
+  if (a.surprisal != b.surprisal) names += " surprisal";
+  if (a.last_logits != b.last_logits) names += " last_logits";
+  if (a.out != b.out) names += " out";
+  return names;
+}
+
+Shape random_shape(Random& random) {
+  Shape s;
+  s.dim = 16 << random.integer(0, 4);
+  s.kv_heads = random.integer(1, 3);
+  s.group = random.integer(1, 4);
+  s.window = random.integer(1, 40);
+  s.chunk = random.integer(1, s.window);
+  s.window_bits = random.integer(0, 1) ? 8 : 16;
+  s.vocab = random.integer(2, 40);
+  s.capacities.resize(size_t(random.integer(1, 5)));
+  for (int& capacity : s.capacities) capacity = random.integer(0, 8);
+  if (std::accumulate(s.capacities.begin(), s.capacities.end(), 0) == 0) s.capacities[0] = 1;
+  return s;
+}
+
+std::vector<int> random_sizes(Random& random, int chunk) {
+  std::vector<int> sizes(size_t(random.integer(1, 4)));
+  for (int& size : sizes) size = random.integer(1, chunk);
+  return sizes;
+}
+
+TEST(random_shapes_in_random_chunks_equal_token_by_token_and_double_precision) {
+  for (uint64_t seed = 0; seed < 250; ++seed) {
+    Random random(seed);
+    const Shape shape = random_shape(random);
+    const std::vector<int> sizes = random_sizes(random, shape.chunk);
+    Layer single(shape, seed), chunked(shape, seed);
+    CHECK(single.run({1}) && chunked.run(sizes), "seed %d: tiers are full", int(seed));
+    CHECK(difference(single, chunked).empty(), "seed %d:%s", int(seed), difference(single, chunked).c_str());
+    CHECK(single.cache.gaps_intact() && chunked.cache.gaps_intact(), "seed %d: wrote outside the rows", int(seed));
+    const int before = failures();
+    check_outputs(chunked, all_positions(shape));
+    CHECK(failures() == before, "seed %d: dim %d, window %d at %d bits", int(seed), shape.dim, shape.window,
+          shape.window_bits);
+    CHECK(check_step(shape.context(), 1, chunked.progress[0], shape.context(), shape.window) == StepError::kContextFull,
+          "seed %d: the context is not full", int(seed));
+  }
+}
+
+TEST(contexts_of_several_blocks_match_double_precision) {
+  Shape shape;
+  shape.dim = 32;
+  shape.capacities = {600, 500, 300, 63, 20};
+  shape.chunk = 12;
+  Layer single(shape, 3), chunked(shape, 3), threaded(shape, 3);
+  CHECK(single.run({1}) && chunked.run({12, 5}) && threaded.run({12, 5}, three_threads));
+  CHECK(difference(single, chunked).empty(), "chunks:%s", difference(single, chunked).c_str());
+  CHECK(difference(chunked, threaded).empty(), "threads:%s", difference(chunked, threaded).c_str());
+  const int last = shape.context() - 1;
+  check_outputs(chunked, {0, 1, 15, 16, 17, 255, 256, 257, 272, 273, 274, 512, 700, 1024, last - 1, last});
+}
+
+TEST(one_tier_of_many_blocks_matches_double_precision) {
+  Shape shape;
+  shape.capacities = {700};
+  Layer layer(shape, 4);
+  CHECK(layer.run({16}));
+  check_outputs(layer, {0, 271, 272, 273, 274, 528, 529, 530, shape.context() - 1});
+}
+
+TEST(position_zero_starts_over) {
+  const Shape shape;
+  Layer fresh(shape, 5), reused(shape, 5);
+  CHECK(fresh.run({7}) && reused.run({16}) && reused.run({7}));
+  CHECK(difference(fresh, reused).empty(), "%s", difference(fresh, reused).c_str());
+}
+
+TEST(extreme_projections_stay_finite_and_chunk_invariant) {
+  for (float value : {0.0f, 1e-40f, 1e-5f, 1.0f, 6e4f}) {
+    for (bool alternate : {false, true}) {
+      Shape shape;
+      shape.mean_gain = 0;
+      Layer single(shape, 6), chunked(shape, 6);
+      for (Layer* layer : {&single, &chunked}) {
+        for (size_t i = 0; i < layer->qkv.size(); ++i) layer->qkv[i] = alternate && i % 3 ? -value : value;
+      }
+      CHECK(single.run({1}) && chunked.run({16, 3}), "%g", value);
+      CHECK(difference(single, chunked).empty(), "%g:%s", value, difference(single, chunked).c_str());
+      for (float v : chunked.out) CHECK(std::isfinite(v), "%g gives %g", value, v);
+      if (value == 0.0f) CHECK(std::count(chunked.out.begin(), chunked.out.end(), 0.0f) == int64_t(chunked.out.size()));
+    }
+  }
+}
+
+TEST(attention_is_not_recorded_with_a_negative_lag) {
+  Shape shape;
+  shape.chunk = shape.window + 1;  // lag -1
+  Layer layer(shape, 7);
+  CHECK(layer.run({16}));
+  CHECK(std::count(layer.attention.begin(), layer.attention.end(), 0) == int64_t(layer.attention.size()));
+}
+
+TEST(full_tiers_spill_to_the_nearest_narrower_first) {
+  const int32_t capacities[] = {3, 4, 2, 9};
+  struct {
+    int wanted;
+    std::vector<int32_t> fill;
+    int tier;
+  } const spills[] = {{2, {3, 0, 2, 1}, 1}, {0, {3, 0, 2, 1}, 1}, {3, {3, 0, 2, 1}, 3}, {1, {0, 4, 0, 0}, 0},
+                      {3, {2, 4, 2, 9}, 0}, {0, {3, 4, 2, 8}, 3}, {2, {3, 4, 2, 8}, 3}};
+  for (const auto& spill : spills) {
+    std::vector<float> logits(4, 0.0f);
+    logits[size_t(spill.wanted)] = 1.0f;
+    std::vector<int32_t> progress = {20}, plan(6);
+    progress.insert(progress.end(), spill.fill.begin(), spill.fill.end());
+    std::vector<uint8_t> tiers(30, 0);
+    CHECK(assign(logits.data(), 1, 20, capacities, 4, progress.data(), tiers.data(), 8, plan.data()));
+    CHECK(plan[0] == spill.tier, "wanted %d: tier %d, not %d", spill.wanted, plan[0], spill.tier);
+    CHECK(plan[1] == spill.fill[size_t(spill.tier)] && progress[size_t(1 + spill.tier)] == plan[1] + 1);
+    CHECK(tiers[12] == spill.tier && tiers[20] == kInWindow && progress[0] == 21);
+  }
+}
+
+TEST(equal_logits_take_the_first_tier) {
+  const int32_t capacities[] = {5, 5};
+  const float logits[] = {1.0f, 1.0f};
+  std::vector<int32_t> progress = {9, 0, 0}, plan(4);
+  std::vector<uint8_t> tiers(20);
+  CHECK(assign(logits, 1, 9, capacities, 2, progress.data(), tiers.data(), 8, plan.data()));
+  CHECK(plan[0] == 0);
+}
+
+TEST(assign_refuses_when_no_tier_has_room) {
+  Shape shape;
+  shape.capacities = {3, 4};
+  Layer layer(shape, 8);
+  layer.capacities = {3, 3};  // one row short of the context
+  for (int p = 0; p + 1 < shape.context(); ++p) CHECK(layer.step(p, 1), "position %d", p);
+  CHECK(!layer.step(shape.context() - 1, 1));
+  CHECK(layer.cache.gaps_intact());
+}
+
+TEST(check_step_names_the_reason) {
+  CHECK(check_step(0, 1, 0, 10, 4) == StepError::kOk);
+  CHECK(check_step(0, 4, 7, 10, 4) == StepError::kOk);  // a reset
+  CHECK(check_step(6, 4, 6, 10, 4) == StepError::kOk);
+  CHECK(check_step(0, 0, 0, 10, 4) == StepError::kChunkSize);
+  CHECK(check_step(0, 5, 0, 10, 4) == StepError::kChunkSize);
+  CHECK(check_step(3, 1, 4, 10, 4) == StepError::kPosition);
+  CHECK(check_step(5, 1, 4, 10, 4) == StepError::kPosition);
+  CHECK(check_step(-1, 1, 4, 10, 4) == StepError::kPosition);
+  CHECK(check_step(7, 4, 7, 10, 4) == StepError::kContextFull);
+  CHECK(check_step(10, 1, 10, 10, 4) == StepError::kContextFull);
+}
+
+TEST(features_match_double_arithmetic) {
+  constexpr int kWindowSize = 4, kCount = 3, kHeads = 12, kLag = 2, kPosition = 9;
+  Random random(9);
+  std::vector<float> observed = random.normals(kWindowSize * kObservations), features(kCount * kFeatures);
+  std::vector<int64_t> attention(kWindowSize * kAttentionSums);
+  for (int64_t& sum : attention) sum = random.integer(0, kHeads << 24);
+  for (size_t r = 0; r < kWindowSize; ++r) observed[r * kObservations + kRepeats] = float(random.integer(0, 9));
+  const std::vector<float> seen = observed, frequency = random.normals(6);
+  const std::vector<int64_t> sums = attention;
+  std::vector<int32_t> history = {1, 5, 5, 1, 2, 5, 1, 1, 3, -1, -1, -1};
+  const int64_t tokens[kCount] = {5, 4, 5};
+  depart(tokens, kCount, kPosition, frequency.data(), history.data(), observed.data(), attention.data(), kWindowSize,
+         kHeads, kLag, features.data());
+  const float repeats[kCount] = {3, 0, 4};
+  for (int i = 0; i < kCount; ++i) {
+    const size_t slot = size_t((kPosition + i) % kWindowSize);
+    const float* was = &seen[slot * kObservations];
+    const int64_t* sum = &sums[slot * kAttentionSums];
+    const double own = double(sum[kOwn]) * kAttentionUnit / kHeads;
+    const double variance = std::max(0.0, double(sum[kOwnSquared]) * kAttentionUnit / kHeads - own * own);
+    const double received = double(sum[kReceived]) * kAttentionUnit / (kHeads * kLag);
+    const double want[kFeatures] = {was[kLogFrequency], was[kConfidence], std::log(variance + 1e-6), was[kEntropy],
+                                    was[kSurprisal], std::log(own + 1e-5), std::log1p(double(was[kRepeats])),
+                                    std::log(received + 1e-5)};
+    for (int f = 0; f < kFeatures; ++f) {
+      CHECK(std::fabs(features[size_t(i * kFeatures + f)] - want[f]) < 1e-5, "feature %d of %d", f, i);
+    }
+    CHECK(observed[slot * kObservations + kRepeats] == repeats[i], "repeats of token %d", i);
+    CHECK(observed[slot * kObservations + kLogFrequency] == frequency[size_t(tokens[i])]);
+    CHECK(history[size_t(kPosition + i)] == tokens[i] && attention[slot * kAttentionSums + kOwn] == 0);
+  }
+}
+
+TEST(the_sink_and_tokens_still_in_the_window_have_no_features) {
+  std::vector<float> observed(8 * kObservations, 3.0f), frequency(4, 1.0f), features(9 * kFeatures, 7.0f);
+  std::vector<int64_t> attention(8 * kAttentionSums, 5), tokens(9, 2);
+  std::vector<int32_t> history(20);
+  for (int p = 0; p < 9; ++p) {  // position 8 would push out position 0, which stays: it is the sink
+    depart(&tokens[size_t(p)], 1, p, frequency.data(), history.data(), observed.data(), attention.data(), 8, 6, 2,
+           &features[size_t(p * kFeatures)]);
+  }
+  CHECK(std::count(features.begin(), features.end(), 0.0f) == 9 * kFeatures);
+}
+
+TEST(observe_writes_the_predictions_of_the_right_tokens) {
+  constexpr int kVocab = 300, kWindowSize = 7, kCount = 5;
+  Random random(10);
+  for (int p : {0, 1, 12}) {
+    std::vector<float> logits = random.normals(kCount * kVocab), last = random.normals(kVocab), surprisal(kCount, -1.0f);
+    for (float& v : logits) v *= 5;
+    const std::vector<float> before = last;
+    std::vector<float> observed(kWindowSize * kObservations, -1.0f);
+    int64_t tokens[kCount];
+    for (int64_t& token : tokens) token = random.integer(0, kVocab - 1);
+    observe(logits.data(), tokens, kCount, p, kVocab, observed.data(), kWindowSize, last.data(), surprisal.data(),
+            three_threads);
+    for (int i = 0; i < kCount; ++i) {
+      const float* x = i > 0 ? &logits[size_t(i - 1) * kVocab] : before.data();
+      double total = 0, entropy = 0;
+      for (int v = 0; v < kVocab; ++v) total += std::exp(double(x[v]));
+      for (int v = 0; v < kVocab; ++v) entropy -= std::exp(double(x[v])) / total * (x[v] - std::log(total));
+      const bool first = p + i == 0;
+      const double want[] = {first ? 0 : std::exp(double(*std::max_element(x, x + kVocab))) / total,
+                             first ? 0 : entropy, first ? 0 : std::log(total) - x[tokens[i]]};
+      const float* seen = &observed[size_t((p + i) % kWindowSize) * kObservations];
+      for (int c = 0; c < 3; ++c) {
+        CHECK(std::fabs(seen[kConfidence + c] - want[c]) < 1e-5, "position %d, value %d: %g, not %g", p + i, c,
+              seen[kConfidence + c], want[c]);
+      }
+      CHECK(surprisal[size_t(i)] == seen[kSurprisal] && seen[kRepeats] == -1.0f);
+    }
+    CHECK(std::equal(last.begin(), last.end(), logits.end() - kVocab));
+  }
+}
+
+}  // namespace
+}  // namespace adakv::testing

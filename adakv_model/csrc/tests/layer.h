@@ -1,0 +1,299 @@
+// One attention layer driven through the four operators with random inputs, and what it should have stored.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "cache.h"
+#include "check.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, size) ((void)(begin), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(begin, size) ((void)(begin), (void)(size))
+#endif
+
+namespace adakv::testing {
+
+struct Shape {
+  int dim = 64, kv_heads = 2, group = 3, window = 16, chunk = 16, window_bits = 8;
+  std::vector<int> capacities = {20, 30, 15, 20, 10};
+  bool integer_logits = false;  // tiers from integers instead of features, so that they are equal on every machine
+  int vocab = 50;
+  int mean_gain = 1;
+
+  int tiers() const { return int(capacities.size()); }
+  int heads() const { return kv_heads * group; }
+  int context() const { return 1 + window + std::accumulate(capacities.begin(), capacities.end(), 0); }
+  int lag() const { return window - chunk; }
+};
+
+// The layer's packed buffer with a gap after every block. Under AddressSanitizer gaps cannot be touched; else
+// gaps_intact() tells whether they were written. Starts full of garbage: no row may be read before it is written.
+class CacheBuffer {
+ public:
+  CacheBuffer(const Shape& shape, Random& random) {
+    constexpr int kBits[] = {2, 3, 4, 8, 16};
+    int end = 0;
+    const auto block = [&](int bytes) {
+      const int begin = end;
+      blocks_.push_back({begin, bytes});
+      end = (begin + bytes + 15) / 16 * 16 + 16 * random.integer(0, 2);
+      return begin;
+    };
+    for (int unit = 0; unit < 2 * shape.kv_heads; ++unit) {
+      const int mode = random.integer(0, 1);
+      for (int s = 0; s < kFirstTier + shape.tiers(); ++s) {
+        Segment segment{16, 1, 0, 0, kRms};
+        if (s == kWindow) segment = {shape.window_bits, shape.window, 0, 0, kRms};
+        if (s >= kFirstTier) segment = {kBits[random.integer(0, 4)], shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
+        segment.codes_offset = block(segment.rows * row_bytes(segment.bits, shape.dim));
+        segment.scale_offset = block(segment.rows * 2);
+        layout.push_back(segment);
+      }
+    }
+    storage_.reset(new uint8_t[size_t(end)]);
+    size_ = end;
+    std::fill_n(storage_.get(), size_, kGarbage);
+    for_gaps([&](uint8_t* begin, int n) { ASAN_POISON_MEMORY_REGION(begin, size_t(n)); });
+  }
+  ~CacheBuffer() { ASAN_UNPOISON_MEMORY_REGION(storage_.get(), size_t(size_)); }
+  CacheBuffer(const CacheBuffer&) = delete;
+  CacheBuffer& operator=(const CacheBuffer&) = delete;
+
+  uint8_t* data() { return storage_.get(); }
+
+  std::vector<uint8_t> bytes() const {
+    std::vector<uint8_t> all;
+    for (const auto& [begin, n] : blocks_) all.insert(all.end(), storage_.get() + begin, storage_.get() + begin + n);
+    return all;
+  }
+
+  bool gaps_intact() const {
+    bool intact = true;
+#if !defined(__SANITIZE_ADDRESS__)
+    for_gaps([&](const uint8_t* begin, int n) { intact &= std::count(begin, begin + n, kGarbage) == n; });
+#endif
+    return intact;
+  }
+
+  std::vector<Segment> layout;  // [2 KV, 2 + K]
+
+ private:
+  static constexpr uint8_t kGarbage = 0xff;  // as a scale: not a number
+
+  template <typename F>
+  void for_gaps(F&& f) const {
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const int begin = blocks_[i].first + blocks_[i].second;
+      const int end = i + 1 < blocks_.size() ? blocks_[i + 1].first : size_;
+      if (begin < end) f(storage_.get() + begin, end - begin);
+    }
+  }
+
+  std::vector<std::pair<int, int>> blocks_;  // offset, bytes
+  std::unique_ptr<uint8_t[]> storage_;
+  int size_ = 0;
+};
+
+struct Layer {
+  Layer(const Shape& s, uint64_t seed)
+      : shape(s), random(seed), cache(s, random),
+        capacities(s.capacities.begin(), s.capacities.end()),
+        progress(size_t(1 + s.tiers()), 0), history(size_t(s.context()), -1), tiers(size_t(s.context()), 0xee),
+        observed(size_t(s.window) * kObservations, -1.0f), attention(size_t(s.window) * kAttentionSums, -1),
+        last_logits(size_t(s.vocab), -1.0f), surprisal(size_t(s.context()), -1.0f),
+        out(size_t(s.context()) * s.heads() * s.dim, -1.0f) {
+    const size_t n = size_t(s.context());
+    qkv = random.normals(n * (s.heads() + 2 * s.kv_heads) * s.dim);
+    for (auto* table : {&cos, &sin}) {
+      table->resize(n * s.dim / 2);
+      for (float& v : *table) v = random.fraction();
+    }
+    for (auto* mean : {&k_mean, &v_mean}) {
+      *mean = random.normals(size_t(s.kv_heads) * s.dim);
+      for (float& v : *mean) v *= float(s.mean_gain);
+    }
+    vocab_logits = random.normals(n * s.vocab);
+    log_frequency = random.normals(size_t(s.vocab));
+    mix = random.normals(size_t(kFeatures) * s.tiers());
+    tokens.resize(n);
+    for (int64_t& token : tokens) token = random.integer(0, s.vocab - 1);
+    integer_logits.resize(n * s.tiers());
+    for (float& v : integer_logits) v = float(random.integer(0, 1000));
+  }
+
+  // One step over positions p .. p + count - 1. False if the tiers are full.
+  bool step(int p, int count, const ParallelFor& parallel = serial_for) {
+    const int n = shape.tiers(), row = (shape.heads() + 2 * shape.kv_heads) * shape.dim;
+    std::vector<float> features(size_t(count) * kFeatures), logits(size_t(count) * n, 0.0f);
+    const int64_t* ids = tokens.data() + p;
+    depart(ids, count, p, log_frequency.data(), history.data(), observed.data(), attention.data(), shape.window,
+           shape.heads(), shape.lag(), features.data());
+    for (int i = 0; i < count * n; ++i) {
+      float& logit = logits[size_t(i)];
+      if (shape.integer_logits) {
+        logit = integer_logits[size_t(p * n + i)];
+      } else {
+        for (int f = 0; f < kFeatures; ++f) logit += features[size_t(i / n * kFeatures + f)] * mix[size_t(f * n + i % n)];
+      }
+    }
+    std::vector<int32_t> plan(size_t(count) * (2 + n));
+    if (!assign(logits.data(), count, p, capacities.data(), n, progress.data(), tiers.data(), shape.window, plan.data())) {
+      return false;
+    }
+    // Copies of exactly the chunk, so that nothing beyond it can be read.
+    const std::vector<float> chunk(qkv.begin() + int64_t(p) * row, qkv.begin() + int64_t(p + count) * row);
+    std::vector<float> result(size_t(count) * shape.heads() * shape.dim);
+    AttendArgs args{};
+    args.qkv = chunk.data();
+    args.cos = cos.data();
+    args.sin = sin.data();
+    args.plan = plan.data();
+    args.k_mean = k_mean.data();
+    args.v_mean = v_mean.data();
+    args.layout = cache.layout.data();
+    args.cache = cache.data();
+    args.attention = attention.data();
+    args.out = result.data();
+    args.p = p;
+    args.count = count;
+    args.n_heads = shape.heads();
+    args.n_kv_heads = shape.kv_heads;
+    args.head_dim = shape.dim;
+    args.n_tiers = n;
+    args.lag = shape.lag();
+    attend(args, parallel);
+    std::copy(result.begin(), result.end(), out.begin() + int64_t(p) * shape.heads() * shape.dim);
+    const std::vector<float> predicted(vocab_logits.begin() + int64_t(p) * shape.vocab,
+                                       vocab_logits.begin() + int64_t(p + count) * shape.vocab);
+    observe(predicted.data(), ids, count, p, shape.vocab, observed.data(), shape.window, last_logits.data(),
+            surprisal.data() + p, parallel);
+    return true;
+  }
+
+  // The whole context, in chunks of the given sizes over and over. False if the tiers are full too early.
+  bool run(const std::vector<int>& sizes, const ParallelFor& parallel = serial_for) {
+    for (int p = 0, i = 0; p < shape.context(); ++i) {
+      const int count = std::min(sizes[size_t(i) % sizes.size()], shape.context() - p);
+      if (!step(p, count, parallel)) return false;
+      p += count;
+    }
+    return true;
+  }
+
+  Shape shape;
+  Random random;
+  CacheBuffer cache;
+  std::vector<float> qkv, cos, sin, k_mean, v_mean, vocab_logits, log_frequency, mix, integer_logits;
+  std::vector<int64_t> tokens;
+  std::vector<int32_t> capacities, progress, history;
+  std::vector<uint8_t> tiers;
+  std::vector<float> observed;
+  std::vector<int64_t> attention;
+  std::vector<float> last_logits, surprisal, out;
+};
+
+// What a layer that ran to the end must have stored and answered: every row straight from its definition, at its
+// position instead of in a slot, and attention in double precision.
+class Expected {
+ public:
+  explicit Expected(const Layer& layer) : l_(layer), s_(layer.shape) {}
+
+  // Row of a unit (2 * kv head + side) at a position, as the window holds it or after it left.
+  std::vector<float> row(int unit, int position, bool left_window) const {
+    std::vector<float> x = stored_form(unit, position);
+    const Segment* segments = &l_.cache.layout[size_t(unit * (kFirstTier + s_.tiers()))];
+    if (position == 0) return as_stored(x, segments[kSink]);
+    x = as_stored(x, segments[kWindow]);
+    const Segment& tier = segments[kFirstTier + (left_window ? l_.tiers[size_t(position)] : 0)];
+    return left_window && tier.bits != segments[kWindow].bits ? as_stored(x, tier) : x;
+  }
+
+  // Output of one head for the query at a position, and its attention to every position up to there.
+  std::vector<double> attend(int head, int query, std::vector<double>* probabilities) {
+    const int unit = 2 * (head / s_.group);
+    std::vector<float> q(size_t(s_.dim));
+    rotate(projection(query, head), query, q.data());
+    hadamard(q.data(), s_.dim);
+    std::vector<double> weights;
+    double peak = -1e300, total = 0;
+    for (int j = 0; j <= query; ++j) {
+      const std::vector<float>& k = cached(unit, j, query);
+      double score = 0;
+      for (int c = 0; c < s_.dim; ++c) score += double(q[size_t(c)]) * k[size_t(c)];
+      weights.push_back(score / std::sqrt(double(s_.dim)));
+      peak = std::max(peak, weights.back());
+    }
+    for (double& w : weights) total += w = std::exp(w - peak);
+    std::vector<float> mixed(size_t(s_.dim));
+    std::vector<double> sum(size_t(s_.dim), 0.0);
+    for (int j = 0; j <= query; ++j) {
+      weights[size_t(j)] /= total;
+      const std::vector<float>& v = cached(unit + 1, j, query);
+      for (int c = 0; c < s_.dim; ++c) sum[size_t(c)] += weights[size_t(j)] * v[size_t(c)];
+    }
+    std::vector<double> out(size_t(s_.dim));
+    for (int c = 0; c < s_.dim; ++c) {
+      for (int i = 0; i < s_.dim; ++i) {
+        const double term = sum[size_t(i)] / std::sqrt(double(s_.dim));
+        out[size_t(c)] += (__builtin_popcount(unsigned(i & c)) & 1) ? -term : term;
+      }
+      out[size_t(c)] += l_.v_mean[size_t(unit / 2 * s_.dim + c)];
+    }
+    *probabilities = std::move(weights);
+    return out;
+  }
+
+ private:
+  const float* projection(int position, int slot) const {
+    return &l_.qkv[(size_t(position) * size_t(s_.heads() + 2 * s_.kv_heads) + size_t(slot)) * size_t(s_.dim)];
+  }
+
+  void rotate(const float* x, int position, float* out) const {
+    const int half = s_.dim / 2;
+    for (int j = 0; j < half; ++j) {
+      const float c = l_.cos[size_t(position * half + j)], s = l_.sin[size_t(position * half + j)];
+      out[j] = x[j] * c - x[half + j] * s;
+      out[half + j] = x[half + j] * c + x[j] * s;
+    }
+  }
+
+  std::vector<float> stored_form(int unit, int position) const {
+    const int head = unit / 2, side = unit % 2;
+    const float* row = projection(position, s_.heads() + side * s_.kv_heads + head);
+    std::vector<float> x(row, row + s_.dim);
+    if (side == 0) rotate(row, position, x.data());
+    const std::vector<float>& mean = side == 0 ? l_.k_mean : l_.v_mean;
+    for (int j = 0; j < s_.dim; ++j) x[size_t(j)] -= mean[size_t(head * s_.dim + j)];
+    hadamard(x.data(), s_.dim);
+    return x;
+  }
+
+  std::vector<float> as_stored(const std::vector<float>& x, const Segment& segment) const {
+    std::vector<uint8_t> packed(size_t(row_bytes(segment.bits, s_.dim)));
+    std::vector<float> back(x.size());
+    uint16_t scale;
+    quantize_row(x.data(), segment.bits, ScaleMode(segment.scale_mode), s_.dim, packed.data(), &scale);
+    dequantize_row(packed.data(), &scale, segment.bits, s_.dim, back.data());
+    return back;
+  }
+
+  const std::vector<float>& cached(int unit, int position, int query) {
+    const bool left = position >= 1 && position <= query - s_.window;
+    rows_.resize(size_t(2 * s_.kv_heads * s_.context() * 2));
+    std::vector<float>& entry = rows_[size_t((unit * s_.context() + position) * 2 + int(left))];
+    if (entry.empty()) entry = row(unit, position, left);
+    return entry;
+  }
+
+  const Layer& l_;
+  const Shape& s_;
+  std::vector<std::vector<float>> rows_;
+};
+
+}  // namespace adakv::testing

@@ -1,0 +1,310 @@
+"""The cache plan: where rows lie, what they cost, and how a bit budget becomes capacities and thresholds."""
+
+import itertools
+import json
+import re
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adakv_model.budget import (
+    ADAPTIVE_TIERS,
+    POLICIES,
+    UNIT_WIDTHS,
+    CacheOptions,
+    allocate_unit_bits,
+    plan_cache,
+)
+from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
+from adakv_model.controller import Controller
+from adakv_model.errors import UserError
+from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.plan import ALIGNMENT, LAYOUT_COLUMNS, CachePlan
+from adakv_model.quantizer import GAUSSIAN_MSE, SCALE_BYTES, SUPPORTED_BITS, row_bytes
+from adakv_model.tables import CalibrationTables, shipped_tables
+
+CONFIG: LlamaConfig = get_model(DEFAULT_MODEL).config
+TABLES = CalibrationTables.load(shipped_tables(DEFAULT_MODEL))
+STATIC = tuple(p for p in POLICIES if p != "adaptive")
+
+#: Buffers of MixedPrecisionCache that are the same for every prompt; everything else is state.
+CONSTANTS = re.compile(r"cos|sin|token_log_frequency|capacities|(k_mean|v_mean|layout)_\d+|controller\..*")
+
+
+def state_bytes(cache: MixedPrecisionCache) -> int:
+    state = [buffer for name, buffer in cache.named_buffers() if not CONSTANTS.fullmatch(name)]
+    return sum(b.numel() * b.element_size() for b in state)
+
+
+@st.composite
+def small_plans(draw: st.DrawFn) -> CachePlan:
+    """Any shape the storage format allows, with arbitrary unit tables."""
+    window, capacities = draw(st.integers(1, 40)), draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+    layers, heads, tiers = draw(st.integers(1, 3)), draw(st.integers(1, 3)), len(capacities)
+    random = np.random.default_rng(draw(st.integers(0, 2**20)))
+    return CachePlan(
+        context=1 + window + sum(capacities),
+        window=window,
+        window_bits=draw(st.sampled_from([8, 16])),
+        chunk=draw(st.integers(1, window)),
+        n_heads=heads * draw(st.integers(1, 3)),
+        n_kv_heads=heads,
+        n_layers=layers,
+        head_dim=draw(st.sampled_from([16, 32, 64, 128, 256])),
+        vocab_size=draw(st.integers(1, 99)),
+        tier_bits=tuple(ADAPTIVE_TIERS[:tiers]),
+        capacities=tuple(capacities),
+        unit_bits=random.choice(SUPPORTED_BITS, size=(layers, heads, 2, tiers)),
+        scale_modes=random.integers(0, 2, size=(layers, heads, 2)),
+    )
+
+
+@given(small_plans())
+@settings(max_examples=60, deadline=None)
+def test_segments_are_aligned_disjoint_and_fill_the_buffer(plan: CachePlan) -> None:
+    for layer in range(plan.n_layers):
+        blocks = []
+        for unit, segments in enumerate(plan.segments(layer)):
+            for number, s in enumerate(segments):
+                expected = [(16, 1), (plan.window_bits, plan.window)]
+                tiers = plan.unit_bits[layer, unit // 2, unit % 2]
+                expected += [(int(b), c) for b, c in zip(tiers, plan.capacities, strict=True)]
+                assert (s.bits, s.rows) == expected[number]
+                codes = s.rows * row_bytes(s.bits, plan.head_dim)
+                blocks += [(s.codes_offset, codes), (s.scale_offset, s.rows * SCALE_BYTES)]
+        assert all(offset % ALIGNMENT == 0 for offset, _ in blocks)
+        ends = [offset + size for offset, size in blocks]
+        for (start, _), end in zip(blocks[1:], ends, strict=False):
+            assert 0 <= start - end < ALIGNMENT, "overlap, or padding beyond alignment"
+        assert plan.layer_bytes(layer) - ends[-1] < ALIGNMENT
+        assert plan.layer_bytes(layer) >= ends[-1]
+
+
+@given(small_plans())
+@settings(max_examples=30, deadline=None)
+def test_layout_table_is_the_segments(plan: CachePlan) -> None:
+    for layer in range(plan.n_layers):
+        table = plan.layout(layer)
+        assert table.dtype == torch.int32
+        assert table.shape == (2 * plan.n_kv_heads, 2 + plan.n_tiers, len(LAYOUT_COLUMNS))
+        for unit, segments in enumerate(plan.segments(layer)):
+            for number, s in enumerate(segments):
+                assert table[unit, number].tolist() == [getattr(s, column) for column in LAYOUT_COLUMNS]
+
+
+def same_plan(a: CachePlan, b: CachePlan) -> bool:
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(CachePlan))
+
+
+@given(small_plans())
+@settings(max_examples=30, deadline=None)
+def test_a_manifest_rebuilds_the_plan(plan: CachePlan) -> None:
+    rebuilt = CachePlan.from_manifest(json.loads(json.dumps(plan.to_manifest())))
+    assert same_plan(rebuilt, plan)
+    assert all(torch.equal(rebuilt.layout(i), plan.layout(i)) for i in range(plan.n_layers))
+    assert rebuilt.bytes_allocated == plan.bytes_allocated
+
+
+@given(small_plans())
+@settings(max_examples=30, deadline=None)
+def test_pools_with_their_padding_are_the_layers(plan: CachePlan) -> None:
+    layers = sum(plan.layer_bytes(i) for i in range(plan.n_layers))
+    blocks = 2 * plan.n_layers * 2 * plan.n_kv_heads * (2 + plan.n_tiers)
+    assert 0 <= layers - sum(plan.pool_bytes.values()) < ALIGNMENT * blocks
+
+
+def build_cache(options: CacheOptions) -> MixedPrecisionCache:
+    planned = plan_cache(CONFIG, TABLES, options)
+    controller = Controller(TABLES.scorer, planned.thresholds) if planned.plan.adaptive else None
+    return MixedPrecisionCache(CONFIG, planned.plan, TABLES, controller)
+
+
+@pytest.mark.parametrize(("context", "window", "kv_bits"), [(512, 32, None), (300, 48, 5.0), (2048, 16, 2.75)])
+def test_bytes_allocated_are_the_buffers_of_an_adaptive_cache(context: int, window: int, kv_bits: float) -> None:
+    cache = build_cache(CacheOptions(context, window, kv_bits=kv_bits))
+    assert cache.plan.bytes_allocated == state_bytes(cache)
+
+
+@pytest.mark.parametrize("policy", STATIC)
+def test_bytes_allocated_are_the_buffers_of_a_static_cache(policy: str) -> None:
+    cache = build_cache(CacheOptions(512, 32, policy))
+    assert cache.plan.bytes_allocated == state_bytes(cache)
+
+
+budgets = st.builds(
+    CacheOptions,
+    context=st.integers(64, 8192),
+    window=st.integers(1, 62),
+    kv_bits=st.floats(2.3, 16.0),
+    window_bits=st.sampled_from([None, 8, 16]),
+)
+
+
+@given(budgets)
+@settings(max_examples=40, deadline=None)
+def test_a_plan_holds_the_context_within_the_budget_and_its_thresholds_rise(options: CacheOptions) -> None:
+    try:
+        planned = plan_cache(CONFIG, TABLES, options)
+    except UserError as error:
+        assert "is impossible" in str(error)
+        return
+    plan, budget = planned.plan, options.kv_bits
+    assert budget is not None
+    assert min(plan.capacities) >= 0
+    assert sum(plan.capacities) == options.context - 1 - options.window
+    assert plan.bits_per_value <= budget
+    assert len(planned.thresholds) == plan.n_tiers - 1
+    assert list(planned.thresholds) == sorted(planned.thresholds)
+    assert np.isfinite(planned.thresholds).all()
+    if options.context >= 512:  # below, one token's 16-bit rows are a visible part of the budget
+        assert plan.bits_per_value >= 0.98 * budget
+
+
+@given(budgets)
+@settings(max_examples=15, deadline=None)
+def test_the_range_that_an_impossible_budget_names_is_possible(options: CacheOptions) -> None:
+    with pytest.raises(UserError, match="--kv-bits 1 is impossible at context") as caught:
+        plan_cache(CONFIG, TABLES, replace(options, kv_bits=1.0))
+    found = re.search(r"choose between ([\d.]+) and ([\d.]+)", str(caught.value))
+    assert found
+    for bound in found.groups():
+        plan_cache(CONFIG, TABLES, replace(options, kv_bits=float(bound)))
+
+
+def test_more_bits_only_lower_the_thresholds() -> None:
+    thresholds = [
+        plan_cache(CONFIG, TABLES, CacheOptions(2048, 32, kv_bits=bits)).thresholds for bits in (3.0, 3.5, 4.0, 6.0)
+    ]
+    for tighter, looser in itertools.pairwise(thresholds):
+        assert all(a >= b for a, b in zip(tighter, looser, strict=True))
+
+
+@pytest.mark.parametrize("policy", STATIC)
+def test_a_static_plan_has_one_tier_of_one_width(policy: str) -> None:
+    planned = plan_cache(CONFIG, TABLES, CacheOptions(512, 32, policy))
+    bits = 16 if policy == "fp16" else int(policy[-1])
+    assert planned.thresholds == ()
+    assert planned.plan.tier_bits == (bits,)
+    assert set(planned.plan.unit_bits.flat) == {bits}
+    assert planned.plan.capacities == (512 - 1 - 32,)
+    assert planned.plan.window_bits == (16 if bits == 16 else 8)
+    assert not planned.plan.adaptive
+
+
+REFUSED = [
+    (CacheOptions(policy="dynamic"), "unknown --kv 'dynamic': one of adaptive, static-2"),
+    (CacheOptions(policy="static-4", kv_bits=4.0), "--kv-bits is the budget of --kv adaptive"),
+    (CacheOptions(policy="fp16", kv_bits=16.0), "--kv fp16 has a fixed width"),
+    (CacheOptions(window=0), "--window 0 must be at least 1"),
+    (CacheOptions(window=-5), "--window -5 must be at least 1"),
+    (CacheOptions(window_bits=4), "--window-bits 4 must be 8 or 16"),
+    (CacheOptions(context=33, window=32), "--context 33 must be at least --window [+] 2 = 34"),
+    (CacheOptions(context=8193), "more than the 8192 positions the model was trained for: choose a smaller one"),
+    (CacheOptions(window=16, chunk=17), r"--prefill-chunk 17 must lie between 1 and --window \(16\)"),
+    (CacheOptions(chunk=0), "--prefill-chunk 0 must lie between 1 and --window"),
+    (CacheOptions(kv_bits=2.0), "--kv-bits 2 is impossible .*: choose between [0-9.]+ and [0-9.]+"),
+    (CacheOptions(kv_bits=17.0), "--kv-bits 17 is impossible .*: choose between"),
+    (CacheOptions(kv_bits=float("nan")), "--kv-bits nan is impossible .*: choose between"),
+    (CacheOptions(context=64, window=60, kv_bits=3.5), "with a window of 60: choose between"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[m[:40] for _, m in REFUSED])
+def test_impossible_options_are_refused_with_a_remedy(options: CacheOptions, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_cache(CONFIG, TABLES, options)
+
+
+@pytest.mark.parametrize("changes", [{"chunk": 0}, {"chunk": 9}, {"capacities": (4, 4)}, {"capacities": (7,)}])
+def test_an_inconsistent_plan_cannot_be_built(changes: dict) -> None:
+    plan = hand_plan()
+    with pytest.raises(ValueError, match="must"):
+        replace(plan, **changes)
+
+
+def hand_plan() -> CachePlan:
+    """One layer, one kv head of 64 channels; tiers of 2 and 4 bits, the second with V at 8."""
+    return CachePlan(
+        context=20,
+        window=8,
+        window_bits=8,
+        chunk=4,
+        n_heads=1,
+        n_kv_heads=1,
+        n_layers=1,
+        head_dim=64,
+        vocab_size=10,
+        tier_bits=(2, 4),
+        capacities=(6, 5),
+        unit_bits=np.array([[[[2, 4], [2, 8]]]]),
+        scale_modes=np.zeros((1, 1, 2), dtype=np.int64),
+    )
+
+
+def test_accounting_of_a_small_plan_by_hand() -> None:
+    plan = hand_plan()
+    # K: sink 128 + 2, window 8 * 64 + 16, tiers 6 * 16 + 12 and 5 * 32 + 10; every block padded to 16.
+    k = (128 + 16) + (512 + 16) + (96 + 16) + (160 + 16)
+    v = (128 + 16) + (512 + 16) + (96 + 16) + (320 + 16)
+    assert plan.layer_bytes(0) == k + v
+    assert plan.pool_bytes == {"sink": 260, "window": 1056, "tier_2": 216, "tier_4": 500}
+    bookkeeping = {"progress": 12, "tiers": 20, "history": 80, "observed": 160, "attention": 192, "last_logits": 40}
+    assert plan.bookkeeping_bytes == bookkeeping
+    assert plan.bytes_allocated == k + v + 504
+    assert plan.fp16_bytes == 20 * 2 * 64 * 2
+    assert plan.bits_per_value == 8 * (k + v + 504) / (20 * 128)
+    assert plan.lag == 4
+
+
+def test_stored_bits_by_hand() -> None:
+    plan = hand_plan()  # a scale costs 16 / 64 bits a value; tier widths are 2 and 6 on average
+    assert plan.stored_bits([0, 0], 0) == 0.0
+    assert plan.stored_bits([0, 0], 1) == 16.25
+    assert plan.stored_bits([0, 0], 9) == pytest.approx((16.25 + 8 * 8.25) / 9)
+    assert plan.stored_bits([3, 2], 14) == pytest.approx((16.25 + 8 * 8.25 + 3 * 2.25 + 2 * 6.25) / 14)
+
+
+sensitivities = st.lists(st.floats(1e-4, 1e3), min_size=4, max_size=4).map(np.array)
+
+
+def noise(sensitivity: np.ndarray, bits: tuple[int, ...]) -> float:
+    return float(sum(s * GAUSSIAN_MSE[b] for s, b in zip(sensitivity, bits, strict=True)))
+
+
+def least_noise(sensitivity: np.ndarray, total_bits: int) -> float:
+    every = itertools.product(UNIT_WIDTHS, repeat=len(sensitivity))
+    return min(noise(sensitivity, bits) for bits in every if sum(bits) <= total_bits)
+
+
+@given(sensitivities, st.sampled_from([2, 3, 4]))
+@settings(max_examples=60, deadline=None)
+def test_unit_bits_meet_their_mean_and_waste_less_than_one_step(sensitivity: np.ndarray, mean: int) -> None:
+    """Exact where every step fits; a step from 4 to 8 bits that does not fit may leave 3 bits to the next ones."""
+    bits = allocate_unit_bits(sensitivity, mean)
+    assert bits.mean() == mean
+    assert set(bits.tolist()) <= set(UNIT_WIDTHS)
+    got = noise(sensitivity, tuple(bits.tolist()))
+    assert got <= least_noise(sensitivity, 4 * mean - 3 if mean > 2 else 8) * (1 + 1e-9)
+
+
+@given(sensitivities, st.sampled_from([2, 3, 4]))
+@settings(max_examples=200, deadline=None)
+def test_unit_bits_are_optimal(sensitivity: np.ndarray, mean: int) -> None:
+    bits = allocate_unit_bits(sensitivity, mean)
+    assert noise(sensitivity, tuple(bits.tolist())) <= least_noise(sensitivity, 4 * mean) * (1 + 1e-9)
+
+
+def test_unit_bits_give_the_sensitive_unit_more() -> None:
+    assert allocate_unit_bits(np.array([[1.0, 100.0]]), 3).tolist() == [[2, 4]]
+    assert allocate_unit_bits(np.ones((2, 3)), 8).tolist() == [[8] * 3] * 2
+    assert allocate_unit_bits(np.ones((2, 3)), 16).tolist() == [[16] * 3] * 2
+
+
+def test_shipped_unit_tables_meet_every_tier_width() -> None:
+    plan = plan_cache(CONFIG, TABLES, CacheOptions()).plan
+    means = plan.unit_bits.reshape(-1, plan.n_tiers).mean(0)
+    assert means.tolist() == pytest.approx(list(ADAPTIVE_TIERS))
