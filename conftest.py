@@ -9,6 +9,10 @@ from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, get_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--artifact", help="device_tests: test this artifact folder instead of exporting some")
+
+
 @pytest.fixture(scope="session")
 def default_checkpoint() -> Checkpoint:
     """The real SmolLM2-135M-Instruct weights, downloaded once into the cache. Do not modify them."""

@@ -20,6 +20,7 @@ from adakv_model.plan import CachePlan
 from adakv_model.text import TextCodec
 
 PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
+CALIBRATION = "calibration.safetensors"
 STATE_PREFIX = "cache."
 
 
@@ -28,7 +29,9 @@ class Artifact:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MANIFEST).is_file():
-            raise UserError(f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`")
+            raise UserError(
+                f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`"
+            )
         self.folder = folder
         try:
             self.manifest = json.loads((folder / MANIFEST).read_text())

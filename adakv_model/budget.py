@@ -10,6 +10,7 @@ optimal (Shoham and Gersho, "Efficient bit allocation", IEEE Trans. ASSP 1988).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
         return np.full(sensitivity.shape, int(mean_bits))
     flat = sensitivity.reshape(-1)
     steps = []
-    for narrow, wide in zip(UNIT_WIDTHS, UNIT_WIDTHS[1:], strict=False):
+    for narrow, wide in pairwise(UNIT_WIDTHS):
         gain = (GAUSSIAN_MSE[narrow] - GAUSSIAN_MSE[wide]) / (wide - narrow)
         steps += [(-s * gain, u, wide, wide - narrow) for u, s in enumerate(flat)]
     bits, room = np.full(flat.shape, UNIT_WIDTHS[0]), round((mean_bits - UNIT_WIDTHS[0]) * flat.size)

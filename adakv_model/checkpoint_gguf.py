@@ -34,9 +34,7 @@ _LAYER_NAMES = {
 _CONTROL, _USER_DEFINED = 3, 4
 
 
-def read_gguf(
-    path: Path, *, name: str, source: dict[str, Any], dtype: torch.dtype = torch.float32
-) -> Checkpoint:
+def read_gguf(path: Path, *, name: str, source: dict[str, Any], dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Reads the GGUF file `path`; `source` gets its `sha256`.
 
     Raises UserError for a truncated or foreign file, another architecture, or an unsupported tokenizer.
@@ -116,9 +114,7 @@ def gguf_config(metadata: Metadata, *, has_output: bool) -> LlamaConfig:
     config = LlamaConfig.from_hf(hf)
     rotated = metadata.get("llama.rope.dimension_count", config.head_dim)
     if rotated != config.head_dim:
-        raise UserError(
-            f"unsupported rope.dimension_count {rotated} of head_dim {config.head_dim}: pass a SmolLM"
-        )
+        raise UserError(f"unsupported rope.dimension_count {rotated} of head_dim {config.head_dim}: pass a SmolLM")
     return config
 
 
@@ -156,13 +152,9 @@ def gguf_tokenizer(metadata: Metadata) -> bytes | None:
         return None
     model, pre = metadata.require("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "")
     if model != "gpt2" or pre not in ("smollm", "gpt-2"):
-        raise UserError(
-            f"unsupported tokenizer '{model}' with pre-tokenizer '{pre}': pass a Hugging Face folder"
-        )
+        raise UserError(f"unsupported tokenizer '{model}' with pre-tokenizer '{pre}': pass a Hugging Face folder")
     types = metadata.require("tokenizer.ggml.token_type")
-    special = {
-        index: kind == _CONTROL for index, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)
-    }
+    special = {index: kind == _CONTROL for index, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)}
     content = {
         "version": "1.0",
         "truncation": None,

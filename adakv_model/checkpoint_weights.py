@@ -80,9 +80,7 @@ def read_weights(
     """
     biases = [name for name in stored if name.endswith(".bias")]
     if biases:
-        raise UserError(
-            f"unsupported tensor {biases[0]} in {origin}: biases are not exported; choose another model"
-        )
+        raise UserError(f"unsupported tensor {biases[0]} in {origin}: biases are not exported; choose another model")
     shapes = weight_shapes(config)
     problems = [problem for name, shape in shapes.items() if (problem := _problem(name, shape, stored))]
     if problems:
@@ -93,9 +91,7 @@ def read_weights(
     return {name: stored[name].read().to(dtype).contiguous() for name in shapes}
 
 
-def draw_weights(
-    config: LlamaConfig, seed: int, dtype: torch.dtype = torch.float32
-) -> dict[str, torch.Tensor]:
+def draw_weights(config: LlamaConfig, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Normal weights of standard deviation 0.02, norm gains of 1, drawn in place (1.7B float32: 6.8 GB).
 
     The same config, seed and dtype give the same weights.

@@ -39,6 +39,9 @@ class MixedPrecisionCache(nn.Module):
         for name, value in {**constants, **self._fresh_state()}.items():
             self.register_buffer(name, value)
 
+    progress: Tensor
+    tiers: Tensor
+
     def _fresh_state(self) -> dict[str, Tensor]:
         plan = self.plan
         state = {
@@ -70,9 +73,7 @@ class MixedPrecisionCache(nn.Module):
                 plan.lag,
             )
             logits = self.controller(features)
-        return torch.ops.adakv.assign(
-            logits, input_pos, self.capacities, self.progress, self.tiers, plan.window
-        )
+        return torch.ops.adakv.assign(logits, input_pos, self.capacities, self.progress, self.tiers, plan.window)
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
         per_layer = [getattr(self, f"{name}_{layer}") for name in ("k_mean", "v_mean", "layout", "cache")]
@@ -101,6 +102,8 @@ class FloatCache(nn.Module):
     def __init__(self, config: LlamaConfig, context: int) -> None:
         super().__init__()
         self.config, self.context = config, context
+        self.cos: Tensor
+        self.sin: Tensor
         cos, sin = rope_tables(config, context)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
@@ -135,7 +138,7 @@ class FloatCache(nn.Module):
 
     def _rope(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B, T, heads, D] -> [B, heads, T, D], rotated."""
-        batch, count, heads, dim = x.shape
+        batch, _, heads, dim = x.shape
         cos, sin = (t[positions].repeat(batch, 1) for t in (self.cos, self.sin))
         return apply_rope(x.reshape(-1, heads, dim), cos, sin).reshape(x.shape).transpose(1, 2)
 

@@ -100,10 +100,13 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, prescale_norm)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    def blocks(self) -> list[Block]:
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         plan = self.cache.begin(tokens, input_pos)
         x = self.embed_tokens(tokens)  # [B, T, hidden]
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks()):
             qkv = layer.qkv_proj(layer.attention_norm(x))
             x = x + layer.o_proj(self.cache.attend(i, qkv, plan, input_pos))
             x = x + layer.mlp(layer.mlp_norm(x))

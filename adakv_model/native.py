@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 from importlib import metadata
 from pathlib import Path
@@ -41,19 +42,36 @@ def operator_library() -> Path:
     raise UserError(f"the operator library {LIBRARY_NAME} is not built: run `make venv` (or pip install this package)")
 
 
-@functools.cache
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
 def load_library(path: Path | None = None) -> ctypes.CDLL:
-    """Load the operator library once per process; this also registers the operators with ExecuTorch."""
+    """Load the operator library, which also registers the operators with ExecuTorch.
+
+    Once per process, because registering an operator twice aborts: a second artifact's copy is not loaded but must
+    have the same content, else UserError.
+    """
+    path = path or operator_library()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest in _loaded:
+        return _loaded[digest]
+    if _loaded:
+        raise UserError(f"another version of the operator library is loaded: use {path} in a process of its own")
     # The runtime must be in the process first. Its extension module alone: portable_lib imports all of exir.
     from executorch.extension.pybindings import _C  # noqa: F401
 
-    path = path or operator_library()
     try:
         library = ctypes.CDLL(str(path))
     except OSError as e:
         raise UserError(f"cannot load the operator library {path}: {e}") from e
     library.adakv_row_kernels.restype = ctypes.c_char_p
+    _loaded[digest] = library
     return library
+
+
+@functools.cache
+def _kernels() -> ctypes.CDLL:
+    return load_library()
 
 
 def _pointer(x: Tensor) -> ctypes.c_void_p:
@@ -71,23 +89,21 @@ def quantize_rows(x: Tensor, bits: int, mode: ScaleMode) -> tuple[Tensor, Tensor
     packed = torch.zeros(n, row_bytes(bits, dim), dtype=torch.uint8)
     scales = torch.zeros(n, dtype=torch.float16)
     arguments = (_pointer(x), n, bits, int(mode), dim, _pointer(packed), _pointer(scales))
-    load_library().adakv_quantize_rows(*arguments)
+    _kernels().adakv_quantize_rows(*arguments)
     return packed, scales
 
 
 def dequantize_rows(packed: Tensor, scales: Tensor, bits: int, dim: int) -> Tensor:
     """Inverse of :func:`quantize_rows`: float32 [n, D]."""
     out = torch.empty(packed.shape[0], dim)
-    load_library().adakv_dequantize_rows(
-        _pointer(packed), _pointer(scales), packed.shape[0], bits, dim, _pointer(out)
-    )
+    _kernels().adakv_dequantize_rows(_pointer(packed), _pointer(scales), packed.shape[0], bits, dim, _pointer(out))
     return out
 
 
 def hadamard(x: Tensor) -> Tensor:
     """Orthonormal Hadamard transform of float32 [n, D]."""
     out = x.clone()
-    load_library().adakv_hadamard(_pointer(out), *out.shape)
+    _kernels().adakv_hadamard(_pointer(out), *out.shape)
     return out
 
 
@@ -95,7 +111,7 @@ def score_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, queries: Ten
     """<query, row> float32 [n queries, n rows] on one instruction set; None if this CPU lacks it."""
     (n, dim), rows = queries.shape, packed.shape[0]
     out, sums = torch.empty(n, rows), queries.sum(1).contiguous()
-    status = load_library().adakv_score_rows(
+    status = _kernels().adakv_score_rows(
         isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(queries), _pointer(sums), n, dim,
         _pointer(out),
     )  # fmt: skip
@@ -106,7 +122,7 @@ def accumulate_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, weights
     """weights float32 [n, rows] times the rows: float32 [n, D]; None if this CPU lacks the instruction set."""
     n, rows = weights.shape
     out = torch.zeros(n, dim)
-    status = load_library().adakv_accumulate_rows(
+    status = _kernels().adakv_accumulate_rows(
         isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(weights), n, dim, _pointer(out)
     )
     return None if status else out
@@ -126,7 +142,7 @@ def depart(
     p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
     check_step(p, count, int(progress[0]), history.shape[0], window)
     out = torch.empty(count, len(FEATURES))
-    load_library().adakv_depart(
+    _kernels().adakv_depart(
         _pointer(tokens), count, _i64(p), _pointer(token_log_frequency), _pointer(history), _pointer(observed),
         _pointer(attention), window, _i64(n_attentions), _i64(lag), _pointer(out),
     )  # fmt: skip
@@ -139,7 +155,7 @@ def assign(
     p, count = int(input_pos), logits.shape[0]
     check_step(p, count, int(progress[0]), tiers.shape[0], window)
     out = torch.empty(count, 2 + capacities.shape[0], dtype=torch.int32)
-    status = load_library().adakv_assign(
+    status = _kernels().adakv_assign(
         _pointer(logits), count, _i64(p), _pointer(capacities), capacities.shape[0], _pointer(progress),
         _pointer(tiers), _i64(window), _pointer(out),
     )  # fmt: skip
@@ -181,16 +197,14 @@ def attend(
     arguments = _AttendArgs(
         *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2, lag
     )
-    load_library().adakv_attend(ctypes.byref(arguments), THREADS)
+    _kernels().adakv_attend(ctypes.byref(arguments), THREADS)
     return out
 
 
-def observe(
-    logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor
-) -> Tensor:
+def observe(logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor) -> Tensor:
     count = tokens.shape[-1]
     out = torch.empty(count)
-    load_library().adakv_observe(
+    _kernels().adakv_observe(
         _pointer(logits.contiguous()), _pointer(tokens), count, _i64(int(input_pos)), _i64(last_logits.numel()),
         _pointer(observed), observed.shape[0], _pointer(last_logits), _pointer(out), THREADS,
     )  # fmt: skip

@@ -19,9 +19,7 @@ SCHEMAS = {
         "Tensor tokens, Tensor input_pos, Tensor token_log_frequency, Tensor progress, Tensor(a!) history,"
         " Tensor(b!) observed, Tensor(c!) attention, int n_attentions, int lag"
     ),
-    "assign": (
-        "Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"
-    ),
+    "assign": ("Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"),
     "attend": (
         "Tensor qkv, Tensor cos, Tensor sin, Tensor plan, Tensor input_pos, Tensor k_mean, Tensor v_mean,"
         " Tensor layout, Tensor(a!) cache, Tensor(b!) attention, int lag"

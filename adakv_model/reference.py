@@ -252,9 +252,7 @@ def attend(
     return torch.cat(outputs, dim=1).reshape(1, count, n_heads * head_dim)
 
 
-def _exchange(
-    unit: UnitView, x: Tensor, plan: Tensor, p: int, old: Tensor, new: Tensor, used: list[int]
-) -> Tensor:
+def _exchange(unit: UnitView, x: Tensor, plan: Tensor, p: int, old: Tensor, new: Tensor, used: list[int]) -> Tensor:
     """Demote, store the chunk's rows x [T, D], and return every row the chunk may read [rows, D]."""
     window = unit.table[WINDOW][1]
     for i, (tier, slot) in enumerate(plan[:, :2].tolist()):
@@ -280,9 +278,7 @@ def _record_attention(attention: Tensor, recent: Tensor, positions: Tensor, p: i
         attention[:, column].index_add_(0, slots, fixed)
 
 
-def observe(
-    logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor
-) -> Tensor:
+def observe(logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor, last_logits: Tensor) -> Tensor:
     """Record how well each token of the chunk was predicted; keep the last logits for the next chunk.
 
     logits: float32 [1, T, V]; last_logits: float32 [V]. Returns surprisal float32 [T], 0 for position 0.

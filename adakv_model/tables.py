@@ -45,6 +45,7 @@ class CalibrationTables:
         tensors |= {f"scorer.{name}": value.contiguous() for name, value in self.scorer.state_dict().items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
+        temporary.chmod(0o644)  # safetensors creates private files
         temporary.replace(path)
 
     @classmethod

@@ -79,9 +79,7 @@ def test_a_foreign_file_named_gguf(tmp_path: Path) -> None:
         (lambda w: add_vocabulary(w, model="llama"), "tokenizer 'llama'"),
     ],
 )
-def test_unsupported_gguf_features(
-    tmp_path: Path, edit: Callable[[gguf.GGUFWriter], None], named: str
-) -> None:
+def test_unsupported_gguf_features(tmp_path: Path, edit: Callable[[gguf.GGUFWriter], None], named: str) -> None:
     path = write_gguf(tmp_path / "x.gguf", draw_weights(SMALL, seed=2), edit=edit)
     with pytest.raises(UserError, match=named):
         load_checkpoint(path=path)

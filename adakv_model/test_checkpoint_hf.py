@@ -112,9 +112,7 @@ def test_truncated_safetensors(folder: Path, keep: int) -> None:
         ("norm.weight", torch.ones(64, dtype=torch.int8), "unsupported dtype I8 of model.norm.weight"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
-    tmp_path: Path, name: str, tensor: torch.Tensor | None, named: str
-) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, tensor: torch.Tensor | None, named: str) -> None:
     weights = draw_weights(SMALL, seed=1)
     weights.pop(name, None)
     if tensor is not None:

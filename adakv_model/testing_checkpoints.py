@@ -38,9 +38,7 @@ def same(a: Weights, b: Weights) -> bool:
 
 
 def hf_names(weights: Weights) -> Weights:
-    return {
-        name if name.startswith("lm_head") else f"model.{name}": tensor for name, tensor in weights.items()
-    }
+    return {name if name.startswith("lm_head") else f"model.{name}": tensor for name, tensor in weights.items()}
 
 
 def write_folder(folder: Path, weights: Weights, config: LlamaConfig = SMALL, **hf: Any) -> Path:

@@ -33,9 +33,7 @@ class TextCodec:
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         except Exception as error:  # tokenizers raises plain Exception for every malformed input
-            raise UserError(
-                "the tokenizer.json of this checkpoint is malformed: download it again"
-            ) from error
+            raise UserError("the tokenizer.json of this checkpoint is malformed: download it again") from error
         self._template = chat_template
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
@@ -62,9 +60,7 @@ class TextCodec:
         """A decoder for one generated text."""
         return StreamDecoder(self, skip_special_tokens=skip_special_tokens)
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
-    ) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """Renders `{"role": ..., "content": ...}` messages with the checkpoint's own chat template.
 
         SmolLM2's template puts a default system message first where there is none. With
@@ -72,9 +68,7 @@ class TextCodec:
         Raises UserError without a template, for a message without role or content, or if it is refused.
         """
         if self._template is None:
-            raise UserError(
-                "this checkpoint has no chat template: use an instruct model, or a plain text prompt"
-            )
+            raise UserError("this checkpoint has no chat template: use an instruct model, or a plain text prompt")
         for message in messages:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise UserError('every chat message needs a string "role" and a string "content"')
@@ -142,9 +136,7 @@ def codec_for(checkpoint: Checkpoint) -> TextCodec:
             "random weights, load the default model once, whose tokenizer they then use"
         )
     config = checkpoint.config
-    return TextCodec(
-        checkpoint.tokenizer, checkpoint.chat_template, config.bos_token_id, config.eos_token_ids
-    )
+    return TextCodec(checkpoint.tokenizer, checkpoint.chat_template, config.bos_token_id, config.eos_token_ids)
 
 
 def _environment() -> jinja2.Environment:

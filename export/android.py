@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adakv_model import native
-from adakv_model.artifact import PROGRAM
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.artifact import CALIBRATION, PROGRAM
+from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.controller import Controller
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
-from adakv_model.plan import CachePlan
+from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.weights import quantize_weights
@@ -48,14 +48,11 @@ def find_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTab
     return neutral_tables(checkpoint.config)
 
 
-def build_exportable(
-    checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions
-) -> tuple[Llama, CachePlan]:
+def build_exportable(checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache) -> Llama:
     """The float model over a mixed-precision cache, as Android runs it (fp32 activations)."""
-    planned = plan_cache(checkpoint.config, tables, options)
     controller = Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
     cache = MixedPrecisionCache(checkpoint.config, planned.plan, tables, controller)
-    return build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False), planned.plan
+    return build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False)
 
 
 def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict:
@@ -63,11 +60,10 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
     library = native.operator_library()  # fail before the long work, not after it
     with atomic_folder(options.out) as folder:
         with stage("load checkpoint"):
-            checkpoint = load_checkpoint(
-                options.model, path=options.checkpoint, random_weights=options.random_weights
-            )
+            checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
             tables = find_tables(checkpoint, options.tables)
-            model, plan = build_exportable(checkpoint, tables, options.cache)
+            planned = plan_cache(checkpoint.config, tables, options.cache)
+            plan, model = planned.plan, build_exportable(checkpoint, tables, planned)
             checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
         with stage("quantize weights"):
             quantize_weights(model, options.quantize, options.embedding)
@@ -83,15 +79,14 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             lowering.save(executorch, folder / PROGRAM)
             shutil.copy2(library, folder / native.LIBRARY_NAME)
             write_tokenizer(checkpoint, folder)
-            sections = {
+            tables.save(folder / CALIBRATION)
+            sections: dict[str, object] = {
                 "target": "android",
                 "quantize": options.quantize,
                 "embedding": options.embedding,
                 "calibration": tables.info,
+                "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
                 "undelegated_operators": lowering.undelegated_operators(edge),
             }
-            manifest = write_manifest(
-                folder, checkpoint=checkpoint, plan=plan, sections=sections, command=command
-            )
+            manifest = write_manifest(folder, checkpoint=checkpoint, plan=plan, sections=sections, command=command)
     return manifest
-

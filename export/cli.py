@@ -27,7 +27,13 @@ console = Console(stderr=True)
 @contextmanager
 def stages(total: int) -> Iterator:
     """A progress display; yields stage(name), a context manager that times one step."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
 
@@ -75,8 +81,7 @@ def main(
     kv_bits: Annotated[
         float | None,
         typer.Option(
-            help="Budget of --kv adaptive: allocated bits per value, everything included."
-            f" [default: {DEFAULT_BITS}]",
+            help=f"Budget of --kv adaptive: allocated bits per value, everything included. [default: {DEFAULT_BITS}]",
             show_default=False,
         ),
     ] = None,

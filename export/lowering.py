@@ -79,9 +79,7 @@ def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
     tokens = torch.arange(plan.chunk).unsqueeze(0)
     shapes = ({1: Dim("tokens", max=plan.chunk)} if plan.chunk > 1 else None, None)
     with torch.no_grad(), quiet():
-        return torch.export.export(
-            model, (tokens, torch.tensor([0])), dynamic_shapes=shapes, strict=False
-        )
+        return torch.export.export(model, (tokens, torch.tensor([0])), dynamic_shapes=shapes, strict=False)
 
 
 def lower(program: ExportedProgram, methods: dict[str, object]) -> EdgeProgramManager:

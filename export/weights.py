@@ -23,7 +23,8 @@ def quantize_weights(model: Llama, recipe: str, embedding: str) -> None:
 
     if model.lm_head.weight is model.embed_tokens.weight and (recipe != "none" or embedding != "none"):
         model.lm_head.weight = nn.Parameter(model.embed_tokens.weight.clone(), requires_grad=False)
-    eight, four = (torch.int8, PerAxis(0)), (torch.int4, PerGroup(GROUP_SIZE))
+    eight = torch.int8, PerAxis(0)
+    four = torch.int4, PerGroup(GROUP_SIZE)  # type: ignore[attr-defined]
     if recipe != "none":
         dtype, granularity = eight if recipe == "8da8w" else four
         linear = Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity)

@@ -19,9 +19,6 @@ from typing import Annotated
 import torch
 import typer
 from torch import Tensor
-from training import cli, text
-from training.collect import Settings, WindowRecord, collect, mean_rows
-from training.fit import spearman
 
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
@@ -31,6 +28,9 @@ from adakv_model.errors import UserError
 from adakv_model.quantizer import ScaleMode
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
+from training import cli, text
+from training.collect import Settings, WindowRecord, collect, mean_rows
+from training.fit import spearman
 
 app = typer.Typer(add_completion=False)
 

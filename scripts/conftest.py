@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from training.testing import write_tiny_folder
 
 

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import calibrate
 import pytest
 import torch
 from torch import Tensor
-from training import collect, text
-from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
-from training.testing import CONFIG, WORDS, arguments, tiny_weights
 from typer.testing import CliRunner
 
+import calibrate
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
 from adakv_model.tables import CalibrationTables
+from training import collect, text
+from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
+from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
 def run(folder: Path, tables: Path, **changes: Any) -> CalibrationTables:

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import train_controller
-from test_calibrate import run
 from torch import Tensor
-from training import collect, fit
-from training.attention import TracingCache
-from training.testing import CONFIG, WORDS, arguments, tiny_weights
 from typer.testing import CliRunner
 
+import train_controller
 from adakv_model.controller import Controller, ImportanceScorer
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import build_model
@@ -26,6 +22,10 @@ from adakv_model.plan import CachePlan
 from adakv_model.quantizer import GAUSSIAN_MSE
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
+from test_calibrate import run
+from training import collect, fit
+from training.attention import TracingCache
+from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
 @pytest.mark.parametrize("chunks", [(4,) * 12, (1,) * 48, (3, 1, 4, 2, 2) * 4])

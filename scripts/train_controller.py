@@ -17,12 +17,9 @@ from typing import Annotated
 
 import torch
 import typer
-from calibrate import checked_settings, has_second_sample
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from training import cli, fit, text
-from training.collect import Settings, WindowRecord, collect
 
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
@@ -31,6 +28,9 @@ from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
+from calibrate import checked_settings, has_second_sample
+from training import cli, fit, text
+from training.collect import Settings, WindowRecord, collect
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
 PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")

@@ -39,8 +39,8 @@ void quantize_row_16(const float* x, int dim, uint8_t* packed, uint16_t* scale) 
   *scale = half_not_below(std::min(peak_of(x, dim), kFp16Max) * float(65536.0 / 65535.0));
   const float half_step = half_to_float(*scale) * kUnit16;
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
-  for (int i = 0; i < dim; ++i) {
-    const auto code = uint32_t(std::min(std::max(std::floor(x[i] * inverse + 32768.0f), 0.0f), 65535.0f));
+  for (int i = 0; i < dim; ++i) {  // 0.0f first: it replaces a NaN
+    const auto code = uint32_t(std::min(std::max(0.0f, std::floor(x[i] * inverse + 32768.0f)), 65535.0f));
     packed[2 * i] = uint8_t(code);
     packed[2 * i + 1] = uint8_t(code >> 8);
   }
@@ -54,8 +54,8 @@ void quantize_row(const float* x, int bits, ScaleMode mode, int dim, uint8_t* pa
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
   const float middle = float(1 << (bits - 1)), top = float((1 << bits) - 1);
   uint8_t codes[kMaxHeadDim];
-  for (int i = 0; i < dim; ++i) {
-    codes[i] = uint8_t(std::min(std::max(std::floor(x[i] * inverse + middle), 0.0f), top));
+  for (int i = 0; i < dim; ++i) {  // 0.0f first: it replaces the NaN of a zero in a row of denormals
+    codes[i] = uint8_t(std::min(std::max(0.0f, std::floor(x[i] * inverse + middle)), top));
   }
   float s = half_step;
   if (mode == kUnbiased && bits < 8) {

@@ -23,6 +23,16 @@ struct Affine {
   static constexpr float kOffset = kBits == 16 ? kUnit16 : -float((1 << kBits) - 1);
 };
 
+// a * b + c, fused exactly where the target can. Left to itself the compiler fuses one way in a loop's body and
+// another in its remainder, so that a row's result would depend on how many rows are beside it.
+static inline float multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 static inline float lane_sum(const float* lanes) {
   float total = 0;
   for (int l = 0; l < kLanes; ++l) total += lanes[l];
@@ -58,7 +68,7 @@ void score(const Rows& rows, const float* queries, const float* sums, int n, flo
       const float shift = Affine<kBits>::kOffset * sums[q];
       for (int r = 0; r < m; ++r) {
         const float d = dot<kDim>(queries + int64_t(q) * kDim, tile[r]);
-        scores[q * stride + first + r] = (Affine<kBits>::kGain * d + shift) * scales[r];
+        scores[q * stride + first + r] = multiply_add(Affine<kBits>::kGain, d, shift) * scales[r];
       }
     }
   }
@@ -80,10 +90,10 @@ void accumulate(const Rows& rows, const float* weights, int64_t stride, int n, f
       for (int j = 0; j < kDim; j += kLanes) {
         float sum[kLanes] = {};
         for (int r = 0; r < m; ++r) {
-          for (int l = 0; l < kLanes; ++l) sum[l] += w[r] * tile[r][j + l];
+          for (int l = 0; l < kLanes; ++l) sum[l] = multiply_add(w[r], tile[r][j + l], sum[l]);
         }
         float* a = acc + int64_t(q) * kDim + j;
-        for (int l = 0; l < kLanes; ++l) a[l] += Affine<kBits>::kGain * sum[l] + shift;
+        for (int l = 0; l < kLanes; ++l) a[l] += multiply_add(Affine<kBits>::kGain, sum[l], shift);
       }
     }
   }

@@ -42,16 +42,14 @@ class TieSync(nn.Module):
     the artifact's are closer than `tolerance`, the artifact's is taken and counted; anything else is a failure.
     """
 
-    def __init__(
-        self, controller: nn.Module, cache: MixedPrecisionCache, expected: Tensor, tolerance: float
-    ) -> None:
+    def __init__(self, controller: nn.Module, cache: MixedPrecisionCache, expected: Tensor, tolerance: float) -> None:
         """expected: uint8 [N], the artifact's tier of every position."""
         super().__init__()
         self.controller, self.plan, self.progress = controller, cache.plan, cache.progress
         self.expected, self.tolerance = expected, tolerance
         self.ties: list[float] = []
         self.failures: list[tuple[int, int, int, float]] = []
-        self.decisions = 0
+        self.decisions = self.spills = 0
 
     def forward(self, features: Tensor) -> Tensor:
         logits = self.controller(features)
@@ -66,7 +64,9 @@ class TieSync(nn.Module):
     def _decide(self, logits: Tensor, token: int, fill: list[int], room: list[int]) -> None:
         self.decisions += 1
         target = int(self.expected[token])
-        own = nearest_tier_with_room(int(logits.argmax()), fill, room)
+        wanted = int(logits.argmax())
+        own = nearest_tier_with_room(wanted, fill, room)
+        self.spills += own != wanted
         if own != target:
             leads_there = [k for k in range(len(room)) if nearest_tier_with_room(k, fill, room) == target]
             margin = float(logits.max() - logits[leads_there].max()) if leads_there else float("inf")

@@ -230,23 +230,25 @@ class Expected {
       peak = std::max(peak, weights.back());
     }
     for (double& w : weights) total += w = std::exp(w - peak);
-    std::vector<float> mixed(size_t(s_.dim));
     std::vector<double> sum(size_t(s_.dim), 0.0);
     for (int j = 0; j <= query; ++j) {
       weights[size_t(j)] /= total;
       const std::vector<float>& v = cached(unit + 1, j, query);
       for (int c = 0; c < s_.dim; ++c) sum[size_t(c)] += weights[size_t(j)] * v[size_t(c)];
     }
-    std::vector<double> out(size_t(s_.dim));
-    for (int c = 0; c < s_.dim; ++c) {
-      for (int i = 0; i < s_.dim; ++i) {
-        const double term = sum[size_t(i)] / std::sqrt(double(s_.dim));
-        out[size_t(c)] += (__builtin_popcount(unsigned(i & c)) & 1) ? -term : term;
+    for (int h = 1; h < s_.dim; h *= 2) {  // Hadamard
+      for (int c = 0; c < s_.dim; ++c) {
+        if (c & h) continue;
+        const double a = sum[size_t(c)], b = sum[size_t(c + h)];
+        sum[size_t(c)] = a + b;
+        sum[size_t(c + h)] = a - b;
       }
-      out[size_t(c)] += l_.v_mean[size_t(unit / 2 * s_.dim + c)];
+    }
+    for (int c = 0; c < s_.dim; ++c) {
+      sum[size_t(c)] = sum[size_t(c)] / std::sqrt(double(s_.dim)) + l_.v_mean[size_t(unit / 2 * s_.dim + c)];
     }
     *probabilities = std::move(weights);
-    return out;
+    return sum;
   }
 
  private:

@@ -126,8 +126,9 @@ TEST(narrow_rows_err_as_theory_says) {
         }
       }
       const double relative = error / power;
-      CHECK(std::fabs(relative / expected[w] - 1) < 0.12, "%d bits, dim %d: %.5f, not %.5f", kWidths[w], dim,
-            relative, expected[w]);
+      // Short rows do better: their own rms bounds their peak.
+      CHECK(relative < 1.05 * expected[w] && (dim < 64 || relative > 0.9 * expected[w]), "%d bits, dim %d: %.5f, not %.5f",
+            kWidths[w], dim, relative, expected[w]);
     }
   }
 }
@@ -137,7 +138,7 @@ TEST(wide_rows_err_by_less_than_half_a_step) {
   for (int dim : kDims) {
     for (int trial = 0; trial < 200; ++trial) {
       std::vector<float> x = random.normals(size_t(dim));
-      const float gain = std::ldexp(1.0f, random.integer(-8, 12));
+      const float gain = std::ldexp(1.0f, random.integer(-4, 12));  // below, an 8-bit scale is a subnormal half
       for (float& v : x) v *= gain;
       const double peak = peak_of(x);
       // 8 bits: half a step, then fp16 rounding of the scale. 16 bits: the step of the next fp16 at or above the peak.

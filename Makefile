@@ -1,0 +1,51 @@
+# Two commands set everything up on a fresh machine: `make android` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?= smollm2-135m-instruct
+ARTIFACT ?= artifacts/$(MODEL)-android
+PROMPT ?= Why is the sky blue? Answer in two sentences.
+
+.PHONY: help venv android test lint parity kernels clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(VENV)/.installed  ## Virtual environment with pinned packages and the compiled operator library
+
+# torch first and pinned: with none installed, other packages' ranges would pull a CUDA build. No build isolation:
+# the operator is built against the ExecuTorch SDK inside the environment's own wheel.
+$(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard adakv_model/csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 is needed: install it, or name it with make PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v c++ >/dev/null && command -v cmake >/dev/null \
+	  || { echo "a C++17 compiler and CMake 3.22 or later are needed: apt-get install g++ cmake"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "the venv module is needed: apt-get install python3.11-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+android: venv  ## Export the default model for Android and let it answer a prompt on this machine
+	$(BIN)/python export.py --target android --model $(MODEL) --out $(ARTIFACT)
+	$(BIN)/python -m adakv_model.generate --artifact $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 96
+
+test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
+	$(BIN)/python -m pytest
+
+kernels: venv  ## C++ tests: release, ASan + UBSan, arm64 under emulation
+	PATH="$(abspath $(BIN)):$$PATH" scripts/test_cpp.sh
+
+parity: venv  ## Parity of the exported artifact against the eager model
+	$(BIN)/python -m pytest device_tests/parity --artifact $(ARTIFACT)
+
+lint: venv  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy adakv_model export device_tests
+	$(BIN)/mypy scripts
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+
+clean:  ## Remove what was built; the environment stays
+	rm -rf build artifacts

@@ -1,0 +1,46 @@
+// An exported program with its cache, fed in order. Every failure is a std::runtime_error whose text is for people.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace adakv::runner {
+
+struct TierCounts {
+  std::vector<int64_t> tokens;  // in each tier
+  int64_t bytes = 0;            // of cache, bookkeeping included
+};
+
+class Model {
+ public:
+  explicit Model(const std::string& path);
+  ~Model();
+
+  // Append 1 to chunk() tokens; logits [vocabulary] after the last one, valid until the next step.
+  const float* step(const std::vector<int64_t>& tokens);
+
+  TierCounts counts();
+
+  int64_t chunk() const { return chunk_; }
+  int64_t context() const { return context_; }
+  int64_t vocabulary() const { return vocabulary_; }
+  int64_t position() const { return position_; }
+  const std::vector<int64_t>& eos_ids() const { return eos_ids_; }
+
+ private:
+  struct Program;
+
+  int64_t constant(const std::string& name);
+  int64_t attribute_bytes(const std::string& name);
+
+  std::unique_ptr<Program> program_;
+  int64_t chunk_ = 0, context_ = 0, vocabulary_ = 0, layers_ = 0, position_ = 0;
+  std::vector<int64_t> eos_ids_;
+};
+
+// Size of ExecuTorch's thread pool; call before a model is loaded.
+void set_threads(int count);
+
+}  // namespace adakv::runner

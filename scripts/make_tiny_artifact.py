@@ -1,0 +1,68 @@
+"""Export a two-layer model with random weights as an Android artifact: seconds instead of minutes, for tests.
+
+Input: none. Output: an artifact folder like export.py's, without a tokenizer.
+
+    python scripts/make_tiny_artifact.py --out build/tiny
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors.torch import save_file
+
+from adakv_model.budget import CacheOptions
+from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.config import get_model
+from export.android import AndroidOptions, export_android
+
+CONTEXT = 256
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A Hugging Face folder: SmolLM2-135M with 2 layers, hidden size 192, 320 tokens; fixed random weights."""
+    config = replace(
+        get_model("smollm2-135m").config,
+        vocab_size=320,
+        hidden_size=192,
+        intermediate_size=384,
+        n_layers=2,
+        n_heads=3,
+        n_kv_heads=1,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+    )
+    # Larger than initial weights usually are, so that the answer depends on the context.
+    weights = {n: w * 4 if w.dim() == 2 else w for n, w in draw_weights(config, seed=0).items()}
+    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}))
+    hf_names = {n if n.startswith("lm_head") else f"model.{n}": w for n, w in weights.items()}
+    save_file(hf_names, folder / "model.safetensors")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Artifact folder to write.")],
+    quantize: Annotated[str, typer.Option(help="Weights: 8da8w, 8da4w or none.")] = "8da8w",
+) -> None:
+    """Write the artifact."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder))
+        options = AndroidOptions(
+            model="tiny",
+            checkpoint=Path(folder),
+            out=out,
+            quantize=quantize,
+            cache=CacheOptions(context=CONTEXT, window=16, chunk=8, kv_bits=6.0),
+        )
+        export_android(options, sys.argv, lambda name: nullcontext())
+
+
+if __name__ == "__main__":
+    typer.run(main)

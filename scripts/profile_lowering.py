@@ -1,0 +1,78 @@
+"""Time the lowering of a few layers along three paths, alternating, to see what the fast one saves.
+
+stock:     to_edge_transform_and_lower with XNNPACK's own pass list
+one pass:  the same with the lean pass list (export.lowering.LeanXnnpackPartitioner)
+lean:      what export.py does: to_edge once, then the lean pass list
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
+from rich.console import Console
+from rich.table import Table
+from torch.export import ExportedProgram
+
+from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints import Checkpoint
+from adakv_model.config import get_model
+from adakv_model.tables import neutral_tables
+from export import lowering
+from export.android import build_exportable
+from export.weights import quantize_weights
+
+
+def trace(layers: int) -> tuple[ExportedProgram, dict[str, object]]:
+    """The exported program of SmolLM2-135M with fewer layers, random int8 weights and the default cache."""
+    config = dataclasses.replace(get_model("smollm2-135m").config, n_layers=layers)
+    checkpoint = Checkpoint(config, draw_weights(config, 0), None, None, "profile", {}, random=True)
+    tables = neutral_tables(config)
+    planned = plan_cache(config, tables, CacheOptions())
+    model = build_exportable(checkpoint, tables, planned)
+    quantize_weights(model, "8da8w", "8")
+    return lowering.trace(model, planned.plan), lowering.constant_methods(config, planned.plan)
+
+
+def together(program: ExportedProgram, partitioner: XnnpackPartitioner) -> EdgeProgramManager:
+    config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+    with lowering.quiet():
+        return to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
+
+
+def main(
+    layers: Annotated[int, typer.Option(help="Layers of the model.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Runs of each path; the minimum is reported.")] = 2,
+) -> None:
+    paths: dict[str, Callable[[ExportedProgram], EdgeProgramManager]] = {
+        "stock": lambda program: together(program, XnnpackPartitioner()),
+        "one pass": lambda program: together(program, lowering.LeanXnnpackPartitioner()),
+        "lean": lambda program: lowering.lower(program, {}),
+    }
+    seconds: dict[str, float] = {}
+    delegates: dict[str, int] = {}
+    for _ in range(repeats):
+        for name, path in paths.items():
+            torch.manual_seed(0)
+            program, _methods = trace(layers)
+            started = time.perf_counter()
+            edge = path(program)
+            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - started)
+            delegates[name] = lowering.undelegated_operators(edge).get("executorch_call_delegate", 0)
+    table = Table("path", "seconds", "of stock", "delegates", title=f"{layers} layers")
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.1f}", f"{value / seconds['stock']:.2f}", str(delegates[name]))
+    Console(stderr=True).print(table)
+    print(json.dumps({"layers": layers, "seconds": seconds, "delegates": delegates}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
