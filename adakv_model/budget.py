@@ -4,11 +4,12 @@ The loss added by storing token t in tier k is modelled as w_t D_k with w_t = ex
 D_k = sum_u s_u MSE(bits[u, k]) / sum_u s_u over the units' sensitivities. Minimising sum_t w_t D_k(t) + lambda
 c_k(t) (c_k: bits of a row) gives one threshold on the score between neighbouring tiers; lambda is set so that the
 expected size, over the calibrated score distribution, meets the budget. Greedy allocation over the convex hull is
-optimal (Shoham and Gersho, "Efficient bit allocation", IEEE Trans. ASSP 1988).
+optimal up to one step (Shoham and Gersho, "Efficient bit allocation", IEEE Trans. ASSP 1988).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ ADAPTIVE_TIERS = (2, 3, 4, 8, 16)
 UNIT_WIDTHS = (2, 3, 4, 8)  # widths a unit may take inside the tiers below 8 bits
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 32, 3.5
+DEFAULT_WINDOW_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,16 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     sensitivity = tables.sensitivity.double().numpy()
     unit_bits = np.stack([allocate_unit_bits(sensitivity, b) for b in ADAPTIVE_TIERS], axis=-1)
     scores = _Scores(tables.score_quantiles.double().numpy())
-    costs, damages = tier_costs(unit_bits, config.head_dim), tier_damages(unit_bits, sensitivity)
+    costs = tier_costs(unit_bits, config.head_dim)
+    window_bits = options.window_bits or DEFAULT_WINDOW_BITS
+    damages = tier_damages(np.minimum(unit_bits, window_bits), sensitivity)  # a tier cannot undo the window's loss
     base = _base_plan(config, tables, options, ADAPTIVE_TIERS, unit_bits, chunk=max(1, options.window // 2))
     low, high = (_with_all_in(base, k).bits_per_value for k in (0, len(ADAPTIVE_TIERS) - 1))
     if not low <= target <= high:
+        bounds = f"{math.ceil(low * 100) / 100:.2f} and {math.floor(high * 100) / 100:.2f}"
         raise UserError(
             f"--kv-bits {target:g} is impossible at context {options.context} with a window of {options.window}:"
-            f" choose between {low:.2f} and {high:.2f} (sink, window, scales and bookkeeping included)"
+            f" choose between {bounds} (sink, window, scales and bookkeeping included)"
         )
     tokens = base.stored_in_tiers
     mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + costs[0]
@@ -94,8 +99,9 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
 
 
 def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
-    """Widths of every unit with the given mean that minimise sum s_u MSE(b_u). Same shape as `sensitivity`.
+    """Widths of every unit with the given mean and a small sum s_u MSE(b_u). Same shape as `sensitivity`.
 
+    Greedy in gain per bit: optimal but for what one step from 4 to 8 bits that no longer fits leaves over.
     Means of 8 bits and more are uniform: beyond 8 bits quantization noise is below the fp16 activations'.
     """
     if mean_bits >= UNIT_WIDTHS[-1]:
@@ -142,8 +148,8 @@ class _Scores:
 
 def solve_thresholds(scores: _Scores, costs: np.ndarray, damages: np.ndarray, mean_cost: float) -> np.ndarray:
     """Rising thresholds [K - 1] whose expected bits per value are `mean_cost`."""
-    slopes = np.diff(costs) / -np.diff(damages)  # bits paid per unit of damage avoided
-    offsets = np.maximum.accumulate(np.log(np.maximum(slopes, 1e-12)))
+    slopes = np.diff(costs) / np.maximum(-np.diff(damages), 1e-30)  # bits paid per unit of damage avoided
+    offsets = np.maximum.accumulate(np.log(slopes))
     low, high = scores.quantiles[0] - offsets[-1] - 1, scores.quantiles[-1] - offsets[0] + 1
     for _ in range(60):
         middle = (low + high) / 2
@@ -182,7 +188,7 @@ def _with_all_in(plan: CachePlan, tier: int) -> CachePlan:
 def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> CachePlan:
     bits = 16 if options.policy == "fp16" else int(options.policy.split("-")[1])
     if options.window_bits is None:
-        options = replace(options, window_bits=16 if bits == 16 else 8)
+        options = replace(options, window_bits=16 if bits == 16 else DEFAULT_WINDOW_BITS)
     units = (config.n_layers, config.n_kv_heads, 2, 1)
     return _base_plan(config, tables, options, (bits,), np.full(units, bits), chunk=options.window)
 
@@ -200,7 +206,7 @@ def _base_plan(
     return CachePlan(
         context=options.context,
         window=options.window,
-        window_bits=options.window_bits or 8,
+        window_bits=options.window_bits or DEFAULT_WINDOW_BITS,
         chunk=options.chunk or chunk,
         n_heads=config.n_heads,
         n_kv_heads=config.n_kv_heads,

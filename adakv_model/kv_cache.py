@@ -47,11 +47,12 @@ class MixedPrecisionCache(nn.Module):
         state = {
             "progress": torch.zeros(1 + plan.n_tiers, dtype=torch.int32),
             "tiers": torch.zeros(plan.context, dtype=torch.uint8),
-            "history": torch.zeros(plan.context, dtype=torch.int32),
-            "observed": torch.zeros(plan.window, len(OBSERVATIONS)),
             "attention": torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64),
-            "last_logits": torch.zeros(plan.vocab_size),
         }
+        if plan.adaptive:
+            state["history"] = torch.zeros(plan.context, dtype=torch.int32)
+            state["observed"] = torch.zeros(plan.window, len(OBSERVATIONS))
+            state["last_logits"] = torch.zeros(plan.vocab_size)
         for layer in range(plan.n_layers):
             state[f"cache_{layer}"] = torch.zeros(plan.layer_bytes(layer), dtype=torch.uint8)
         return state

@@ -155,10 +155,10 @@ class CachePlan:
     def bookkeeping_bytes(self) -> dict[str, int]:
         """State beside the rows: what the slots need, and what the controller observes."""
         parts = {"progress": 4 * (1 + self.n_tiers), "tiers": self.context}
+        parts["attention"] = 8 * self.window * len(ATTENTION_SUMS)
         if self.adaptive:
             parts["history"] = 4 * self.context
             parts["observed"] = 4 * self.window * len(OBSERVATIONS)
-            parts["attention"] = 8 * self.window * len(ATTENTION_SUMS)
             parts["last_logits"] = 4 * self.vocab_size
         return parts
 

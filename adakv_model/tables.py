@@ -7,6 +7,7 @@ A small safetensors file, written by scripts/calibrate.py and scripts/train_cont
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +67,15 @@ class CalibrationTables:
     def check(self, config: LlamaConfig) -> None:
         """Raise UserError unless the tables fit a model of this shape."""
         expected = (config.n_layers, config.n_kv_heads, config.head_dim)
-        if tuple(self.k_mean.shape) != expected or self.token_log_frequency.shape[0] != config.vocab_size:
+        units = (*expected[:2], 2)
+        shapes: dict[str, tuple[int, ...]] = {
+            "k_mean": expected,
+            "v_mean": expected,
+            "sensitivity": units,
+            "scale_modes": units,
+        }
+        shapes["token_log_frequency"] = (config.vocab_size,)
+        if any(tuple(getattr(self, name).shape) != shape for name, shape in shapes.items()):
             raise UserError(
                 f"the calibration tables are for a model of {tuple(self.k_mean.shape)} (layers, kv heads, head_dim),"
                 f" not {expected}: run scripts/calibrate.py on this checkpoint"
@@ -81,17 +90,31 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     donor = CalibrationTables.load(shipped_tables(DEFAULT_CONTROLLER))
     mean = torch.zeros(config.n_layers, config.n_kv_heads, config.head_dim)
     units = (config.n_layers, config.n_kv_heads, 2)
-    same_vocabulary = donor.token_log_frequency.shape[0] == config.vocab_size
+    frequency = donor.token_log_frequency.float()
+    if frequency.shape[0] != config.vocab_size:  # nothing is known: every token as frequent as a typical one
+        frequency = torch.full((config.vocab_size,), float((frequency.exp() * frequency).sum()))
     return CalibrationTables(
         k_mean=mean,
         v_mean=mean.clone(),
         sensitivity=torch.ones(units),
         scale_modes=torch.zeros(units, dtype=torch.uint8),
-        token_log_frequency=donor.token_log_frequency if same_vocabulary else torch.zeros(config.vocab_size),
+        token_log_frequency=frequency,
         scorer=donor.scorer,
         score_quantiles=donor.score_quantiles,
         info={"calibrated": False, "controller": DEFAULT_CONTROLLER},
     )
+
+
+def find_tables(name: str, source: Mapping[str, object]) -> CalibrationTables | None:
+    """Shipped tables made from the same data as this checkpoint, or from the hub model of the same name."""
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        tables = CalibrationTables.load(path)
+        made_from = tables.info.get("calibration", {}).get("checkpoint", {})
+        same_data = source.get("sha256") is not None and source.get("sha256") == made_from.get("sha256")
+        same_hub_model = source.get("kind") == "hub" and name.rpartition("/")[2].lower() == path.stem
+        if same_data or same_hub_model:
+            return tables
+    return None
 
 
 def shipped_tables(model: str) -> Path:

@@ -16,8 +16,9 @@ from adakv_model.controller import Controller
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.reference import FEATURES
-from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
+from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.quiet import quiet
 from export.weights import quantize_weights
 
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -38,14 +39,11 @@ class AndroidOptions:
     cache: CacheOptions = field(default_factory=CacheOptions)
 
 
-def find_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
-    """The user's tables, the shipped ones of a named model, or neutral ones."""
+def choose_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
+    """The user's tables, the shipped ones of this checkpoint, or neutral ones."""
     if explicit is not None:
         return CalibrationTables.load(explicit)
-    shipped = shipped_tables(checkpoint.name)
-    if shipped.is_file() and not checkpoint.random:
-        return CalibrationTables.load(shipped)
-    return neutral_tables(checkpoint.config)
+    return find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
 
 
 def build_exportable(checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache) -> Llama:
@@ -58,10 +56,10 @@ def build_exportable(checkpoint: Checkpoint, tables: CalibrationTables, planned:
 def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
     library = native.operator_library()  # fail before the long work, not after it
-    with atomic_folder(options.out) as folder:
+    with quiet(), atomic_folder(options.out) as folder:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
-            tables = find_tables(checkpoint, options.tables)
+            tables = choose_tables(checkpoint, options.tables)
             planned = plan_cache(checkpoint.config, tables, options.cache)
             plan, model = planned.plan, build_exportable(checkpoint, tables, planned)
             checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
@@ -73,6 +71,7 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             program = lowering.trace(model, plan)
         with stage("lower to XNNPACK"):
             edge = lowering.lower(program, lowering.constant_methods(checkpoint.config, plan))
+            calls = lowering.operator_calls(edge)  # before memory planning rewrites the graph
         with stage("plan memory"):
             executorch = lowering.finish(edge)
         with stage("write artifact"):
@@ -86,7 +85,8 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
                 "embedding": options.embedding,
                 "calibration": tables.info,
                 "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
-                "undelegated_operators": lowering.undelegated_operators(edge),
+                "delegates": calls.pop(lowering.DELEGATE, 0),
+                "undelegated_operators": calls,
             }
             manifest = write_manifest(folder, checkpoint=checkpoint, plan=plan, sections=sections, command=command)
     return manifest

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Annotated
 
-import torch
 import typer
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
@@ -28,10 +27,11 @@ from adakv_model.config import get_model
 from adakv_model.tables import neutral_tables
 from export import lowering
 from export.android import build_exportable
+from export.quiet import quiet
 from export.weights import quantize_weights
 
 
-def trace(layers: int) -> tuple[ExportedProgram, dict[str, object]]:
+def trace(layers: int) -> ExportedProgram:
     """The exported program of SmolLM2-135M with fewer layers, random int8 weights and the default cache."""
     config = dataclasses.replace(get_model("smollm2-135m").config, n_layers=layers)
     checkpoint = Checkpoint(config, draw_weights(config, 0), None, None, "profile", {}, random=True)
@@ -39,13 +39,12 @@ def trace(layers: int) -> tuple[ExportedProgram, dict[str, object]]:
     planned = plan_cache(config, tables, CacheOptions())
     model = build_exportable(checkpoint, tables, planned)
     quantize_weights(model, "8da8w", "8")
-    return lowering.trace(model, planned.plan), lowering.constant_methods(config, planned.plan)
+    return lowering.trace(model, planned.plan)
 
 
 def together(program: ExportedProgram, partitioner: XnnpackPartitioner) -> EdgeProgramManager:
     config = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
-    with lowering.quiet():
-        return to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
+    return to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
 
 
 def main(
@@ -61,12 +60,12 @@ def main(
     delegates: dict[str, int] = {}
     for _ in range(repeats):
         for name, path in paths.items():
-            torch.manual_seed(0)
-            program, _methods = trace(layers)
-            started = time.perf_counter()
-            edge = path(program)
+            with quiet():
+                program = trace(layers)
+                started = time.perf_counter()
+                edge = path(program)
             seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - started)
-            delegates[name] = lowering.undelegated_operators(edge).get("executorch_call_delegate", 0)
+            delegates[name] = lowering.operator_calls(edge)[lowering.DELEGATE]
     table = Table("path", "seconds", "of stock", "delegates", title=f"{layers} layers")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.1f}", f"{value / seconds['stock']:.2f}", str(delegates[name]))

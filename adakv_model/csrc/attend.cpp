@@ -57,8 +57,8 @@ struct Unit {
 
 // Unnormalised softmax sums of n queries over some rows.
 struct Part {
-  std::vector<float> scores;             // [n, rows], exponentials once attended
-  std::vector<float> peak, total, acc;   // [n], [n], [n, D]
+  std::vector<float> scores;            // [n, rows], exponentials once attended
+  std::vector<float> peak, total, acc;  // [n], [n], [n, D]
   int64_t stride = 0;
 
   void resize(int n, int64_t rows, int dim) {

@@ -46,8 +46,8 @@ ADAKV_API void adakv_hadamard(float* x, int rows, int dim) {
 }
 
 ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
-                            int32_t* history, float* observed, int64_t* attention, int window,
-                            int64_t n_attentions, int64_t lag, float* features) {
+                            int32_t* history, float* observed, int64_t* attention, int window, int64_t n_attentions,
+                            int64_t lag, float* features) {
   adakv::depart(tokens, count, p, token_log_frequency, history, observed, attention, window, n_attentions, lag,
                 features);
 }
@@ -62,9 +62,7 @@ ADAKV_API void adakv_observe(const float* logits, const int64_t* tokens, int cou
   adakv::observe(logits, tokens, count, p, vocab, observed, window, last_logits, surprisal, with_threads(threads));
 }
 
-ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) {
-  adakv::attend(*args, with_threads(threads));
-}
+ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) { adakv::attend(*args, with_threads(threads)); }
 
 // One row kernel by instruction set, so that every set can be tested on one machine; 1 if the CPU lacks it.
 ADAKV_API int adakv_score_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales, int rows,
@@ -75,8 +73,8 @@ ADAKV_API int adakv_score_rows(const char* isa, int bits, const uint8_t* codes, 
   return 0;
 }
 
-ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales,
-                                    int rows, const float* weights, int n, int dim, float* acc) {
+ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales, int rows,
+                                    const float* weights, int n, int dim, float* acc) {
   const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
   if (kernels == nullptr) return 1;
   kernels->accumulate({bits, codes, scales, rows}, weights, rows, n, dim, acc);

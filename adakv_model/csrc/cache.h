@@ -42,14 +42,14 @@ void observe(const float* logits, const int64_t* tokens, int count, int64_t p, i
              int window, float* last_logits, float* surprisal, const ParallelFor& parallel);
 
 struct AttendArgs {
-  const float* qkv;  // [T, (H + 2 KV) D]
-  const float *cos, *sin;  // [N, D / 2]
-  const int32_t* plan;  // [T, 2 + K]
+  const float* qkv;              // [T, (H + 2 KV) D]
+  const float *cos, *sin;        // [N, D / 2]
+  const int32_t* plan;           // [T, 2 + K]
   const float *k_mean, *v_mean;  // [KV, D]
-  const Segment* layout;  // [2 KV, 2 + K]
+  const Segment* layout;         // [2 KV, 2 + K]
   uint8_t* cache;
   int64_t* attention;  // [R, kAttentionSums]
-  float* out;  // [T, H D]
+  float* out;          // [T, H D]
   int64_t p;
   int count, n_heads, n_kv_heads, head_dim, n_tiers;
   int64_t lag;  // -1: attention is not observed

@@ -32,8 +32,7 @@ int64_t position_of(const Tensor& input_pos) { return input_pos.const_data_ptr<i
 // Logs the reason a chunk cannot be taken; true if it can.
 bool step_ok(int64_t p, int64_t count, int64_t length, int64_t context, int64_t window) {
   switch (check_step(p, count, length, context, window)) {
-    case StepError::kOk:
-      return true;
+    case StepError::kOk: return true;
     case StepError::kChunkSize:
       ET_LOG(Error, "adakv: a chunk has 1 to %lld tokens, not %lld", (long long)window, (long long)count);
       return false;
@@ -67,8 +66,8 @@ bool resize(Tensor& out, const std::array<SizesType, N>& sizes) {
 #define ADAKV_CHECK(condition) ET_KERNEL_CHECK(ctx, condition, InvalidArgument, out)
 
 Tensor& depart_out(KernelRuntimeContext& ctx, const Tensor& tokens, const Tensor& input_pos,
-                   const Tensor& token_log_frequency, const Tensor& progress, const Tensor& history, const Tensor& observed,
-                   const Tensor& attention, int64_t n_attentions, int64_t lag, Tensor& out) {
+                   const Tensor& token_log_frequency, const Tensor& progress, const Tensor& history,
+                   const Tensor& observed, const Tensor& attention, int64_t n_attentions, int64_t lag, Tensor& out) {
   const int64_t p = position_of(input_pos);
   const int count = int(tokens.numel()), window = int(observed.size(0));
   ADAKV_CHECK(step_ok(p, count, progress.const_data_ptr<int32_t>()[0], history.numel(), window));
@@ -77,8 +76,7 @@ Tensor& depart_out(KernelRuntimeContext& ctx, const Tensor& tokens, const Tensor
   ADAKV_CHECK(resize<2>(out, {SizesType(count), kFeatures}));
   depart(tokens.const_data_ptr<int64_t>(), count, p, token_log_frequency.const_data_ptr<float>(),
          history.mutable_data_ptr<int32_t>(), observed.mutable_data_ptr<float>(), attention.mutable_data_ptr<int64_t>(),
-         window, n_attentions, lag,
-         out.mutable_data_ptr<float>());
+         window, n_attentions, lag, out.mutable_data_ptr<float>());
   return out;
 }
 

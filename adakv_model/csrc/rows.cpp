@@ -129,7 +129,9 @@ struct Score {
   float* scores;
   int64_t stride;
   template <int kBits, int kDim>
-  void operator()() const { score<kBits, kDim>(rows, queries, sums, n, scores, stride); }
+  void operator()() const {
+    score<kBits, kDim>(rows, queries, sums, n, scores, stride);
+  }
 };
 
 struct Accumulate {
@@ -139,7 +141,9 @@ struct Accumulate {
   int n;
   float* acc;
   template <int kBits, int kDim>
-  void operator()() const { accumulate<kBits, kDim>(rows, weights, stride, n, acc); }
+  void operator()() const {
+    accumulate<kBits, kDim>(rows, weights, stride, n, acc);
+  }
 };
 
 void score_any(const Rows& rows, const float* queries, const float* sums, int n, int dim, float* scores,

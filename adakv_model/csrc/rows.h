@@ -30,8 +30,12 @@ struct RowKernels {
   void (*prediction_stats)(const float* logits, int64_t vocab, int64_t token, float out[3]);
 };
 
-namespace baseline { extern const RowKernels kKernels; }
-namespace avx2 { extern const RowKernels kKernels; }
+namespace baseline {
+extern const RowKernels kKernels;
+}
+namespace avx2 {
+extern const RowKernels kKernels;
+}
 
 // The fastest set this CPU can run, or, for tests, the one called `name` (nullptr if it cannot).
 const RowKernels& row_kernels();

@@ -78,7 +78,8 @@ Model::~Model() = default;
 
 int64_t Model::constant(const std::string& name) {
   const auto value = program_->get(name);
-  if (!value.ok() || !value->isInt()) fail("the program has no " + name + ": it is not one of export.py's", value.error());
+  if (!value.ok() || !value->isInt())
+    fail("the program has no " + name + ": it is not one of export.py's", value.error());
   return value->toInt();
 }
 

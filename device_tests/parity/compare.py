@@ -99,8 +99,8 @@ def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSy
 
 def state_names(model: HostModel) -> list[str]:
     """Every buffer that the program keeps between steps."""
-    names = ["progress", "tiers", *(f"cache_{layer}" for layer in range(model.plan.n_layers))]
-    return names + (["history", "observed", "attention", "last_logits"] if model.plan.adaptive else [])
+    names = ["progress", "tiers", "attention", *(f"cache_{layer}" for layer in range(model.plan.n_layers))]
+    return names + (["history", "observed", "last_logits"] if model.plan.adaptive else [])
 
 
 def snapshot(model: HostModel) -> dict[str, Tensor]:

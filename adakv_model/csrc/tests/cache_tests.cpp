@@ -238,9 +238,9 @@ TEST(features_match_double_arithmetic) {
     const double own = double(sum[kOwn]) * kAttentionUnit / kHeads;
     const double variance = std::max(0.0, double(sum[kOwnSquared]) * kAttentionUnit / kHeads - own * own);
     const double received = double(sum[kReceived]) * kAttentionUnit / (kHeads * kLag);
-    const double want[kFeatures] = {was[kLogFrequency], was[kConfidence], std::log(variance + 1e-6), was[kEntropy],
-                                    was[kSurprisal], std::log(own + 1e-5), std::log1p(double(was[kRepeats])),
-                                    std::log(received + 1e-5)};
+    const double want[kFeatures] = {
+        was[kLogFrequency], was[kConfidence],     std::log(variance + 1e-6),         was[kEntropy],
+        was[kSurprisal],    std::log(own + 1e-5), std::log1p(double(was[kRepeats])), std::log(received + 1e-5)};
     for (int f = 0; f < kFeatures; ++f) {
       CHECK(std::fabs(features[size_t(i * kFeatures + f)] - want[f]) < 1e-5, "feature %d of %d", f, i);
     }
@@ -265,7 +265,8 @@ TEST(observe_writes_the_predictions_of_the_right_tokens) {
   constexpr int kVocab = 300, kWindowSize = 7, kCount = 5;
   Random random(10);
   for (int p : {0, 1, 12}) {
-    std::vector<float> logits = random.normals(kCount * kVocab), last = random.normals(kVocab), surprisal(kCount, -1.0f);
+    std::vector<float> logits = random.normals(kCount * kVocab), last = random.normals(kVocab),
+                       surprisal(kCount, -1.0f);
     for (float& v : logits) v *= 5;
     const std::vector<float> before = last;
     std::vector<float> observed(kWindowSize * kObservations, -1.0f);

@@ -28,21 +28,21 @@ inline bool add_case(const char* name, std::function<void()> body) {
   return true;
 }
 
-#define TEST(name)                                                                \
-  static void name();                                                             \
-  static const bool name##_added = ::adakv::testing::add_case(#name, name);       \
+#define TEST(name)                                                          \
+  static void name();                                                       \
+  static const bool name##_added = ::adakv::testing::add_case(#name, name); \
   static void name()
 
 // On failure prints the place and a printf-style explanation and leaves the test.
-#define CHECK(condition, ...)                                                     \
-  do {                                                                            \
-    if (!(condition)) {                                                           \
-      std::printf("%s:%d: failed: %s:", __FILE__, __LINE__, #condition);         \
-      std::printf(" " __VA_ARGS__);                                               \
-      std::printf("\n");                                                          \
-      ++::adakv::testing::failures();                                             \
-      return;                                                                     \
-    }                                                                             \
+#define CHECK(condition, ...)                                            \
+  do {                                                                   \
+    if (!(condition)) {                                                  \
+      std::printf("%s:%d: failed: %s:", __FILE__, __LINE__, #condition); \
+      std::printf(" " __VA_ARGS__);                                      \
+      std::printf("\n");                                                 \
+      ++::adakv::testing::failures();                                    \
+      return;                                                            \
+    }                                                                    \
   } while (0)
 
 // SplitMix64 (Steele, Lea, Flood 2014). Every value it gives is an integer or a multiple of 1/256, so that

@@ -25,9 +25,8 @@ TEST(packed_bytes_are_those_of_every_other_machine) {
   struct {
     int dim, window_bits;
     uint64_t hash;
-  } const golden[] = {
-      {16, 8, 0xb360df5a9959dd23},  {32, 16, 0xba71b82b1181c4ef},  {64, 8, 0x476b764e999bb208},
-      {64, 16, 0x05ef63ef0f24c93d}, {128, 8, 0x5739822504db0f75}, {256, 16, 0xde7b9a090b6e3bd2}};
+  } const golden[] = {{16, 8, 0xb360df5a9959dd23},  {32, 16, 0xba71b82b1181c4ef}, {64, 8, 0x476b764e999bb208},
+                      {64, 16, 0x05ef63ef0f24c93d}, {128, 8, 0x5739822504db0f75}, {256, 16, 0xde7b9a090b6e3bd2}};
   bool equal = true;
   for (const auto& want : golden) {
     Shape shape;
@@ -38,7 +37,8 @@ TEST(packed_bytes_are_those_of_every_other_machine) {
     Layer layer(shape, uint64_t(want.dim + want.window_bits));
     CHECK(layer.run({3, 16, 1}));
     const uint64_t got = state_hash(layer);
-    std::printf("golden hash, dim %d, window bits %d: 0x%016llx\n", want.dim, want.window_bits, (unsigned long long)got);
+    std::printf("golden hash, dim %d, window bits %d: 0x%016llx\n", want.dim, want.window_bits,
+                (unsigned long long)got);
     equal &= got == want.hash;
   }
   CHECK(equal, "the hashes above are not those of the source");

@@ -50,7 +50,8 @@ class CacheBuffer {
       for (int s = 0; s < kFirstTier + shape.tiers(); ++s) {
         Segment segment{16, 1, 0, 0, kRms};
         if (s == kWindow) segment = {shape.window_bits, shape.window, 0, 0, kRms};
-        if (s >= kFirstTier) segment = {kBits[random.integer(0, 4)], shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
+        if (s >= kFirstTier)
+          segment = {kBits[random.integer(0, 4)], shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
         segment.codes_offset = block(segment.rows * row_bytes(segment.bits, shape.dim));
         segment.scale_offset = block(segment.rows * 2);
         layout.push_back(segment);
@@ -102,11 +103,17 @@ class CacheBuffer {
 
 struct Layer {
   Layer(const Shape& s, uint64_t seed)
-      : shape(s), random(seed), cache(s, random),
+      : shape(s),
+        random(seed),
+        cache(s, random),
         capacities(s.capacities.begin(), s.capacities.end()),
-        progress(size_t(1 + s.tiers()), 0), history(size_t(s.context()), -1), tiers(size_t(s.context()), 0xee),
-        observed(size_t(s.window) * kObservations, -1.0f), attention(size_t(s.window) * kAttentionSums, -1),
-        last_logits(size_t(s.vocab), -1.0f), surprisal(size_t(s.context()), -1.0f),
+        progress(size_t(1 + s.tiers()), 0),
+        history(size_t(s.context()), -1),
+        tiers(size_t(s.context()), 0xee),
+        observed(size_t(s.window) * kObservations, -1.0f),
+        attention(size_t(s.window) * kAttentionSums, -1),
+        last_logits(size_t(s.vocab), -1.0f),
+        surprisal(size_t(s.context()), -1.0f),
         out(size_t(s.context()) * s.heads() * s.dim, -1.0f) {
     const size_t n = size_t(s.context());
     qkv = random.normals(n * (s.heads() + 2 * s.kv_heads) * s.dim);
@@ -139,11 +146,13 @@ struct Layer {
       if (shape.integer_logits) {
         logit = integer_logits[size_t(p * n + i)];
       } else {
-        for (int f = 0; f < kFeatures; ++f) logit += features[size_t(i / n * kFeatures + f)] * mix[size_t(f * n + i % n)];
+        for (int f = 0; f < kFeatures; ++f)
+          logit += features[size_t(i / n * kFeatures + f)] * mix[size_t(f * n + i % n)];
       }
     }
     std::vector<int32_t> plan(size_t(count) * (2 + n));
-    if (!assign(logits.data(), count, p, capacities.data(), n, progress.data(), tiers.data(), shape.window, plan.data())) {
+    if (!assign(logits.data(), count, p, capacities.data(), n, progress.data(), tiers.data(), shape.window,
+                plan.data())) {
       return false;
     }
     // Copies of exactly the chunk, so that nothing beyond it can be read.

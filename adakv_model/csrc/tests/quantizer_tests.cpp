@@ -18,7 +18,7 @@ constexpr int kWidths[] = {2, 3, 4, 8, 16};
 uint16_t slow_half(double x) {
   const double magnitude = std::fabs(x);
   int exponent = 0;
-  std::frexp(magnitude, &exponent);                           // magnitude = m * 2^exponent, m in [0.5, 1)
+  std::frexp(magnitude, &exponent);  // magnitude = m * 2^exponent, m in [0.5, 1)
   const double ulp = std::ldexp(1.0, std::max(exponent - 1, -14) - 10);
   const double rounded = std::nearbyint(magnitude / ulp) * ulp;
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
@@ -30,8 +30,7 @@ uint16_t slow_half(double x) {
 
 double slow_value(uint16_t h) {
   const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  const double magnitude =
-      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  const double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
   return h & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -127,8 +126,8 @@ TEST(narrow_rows_err_as_theory_says) {
       }
       const double relative = error / power;
       // Short rows do better: their own rms bounds their peak.
-      CHECK(relative < 1.05 * expected[w] && (dim < 64 || relative > 0.9 * expected[w]), "%d bits, dim %d: %.5f, not %.5f",
-            kWidths[w], dim, relative, expected[w]);
+      CHECK(relative < 1.05 * expected[w] && (dim < 64 || relative > 0.9 * expected[w]),
+            "%d bits, dim %d: %.5f, not %.5f", kWidths[w], dim, relative, expected[w]);
     }
   }
 }

@@ -47,7 +47,8 @@ void check_score(const RowKernels& kernels, Random& random, const Block& block, 
   for (int q = 0; q < n; ++q) {
     for (int r = 0; r < count; ++r) {
       double expected = 0;
-      for (int j = 0; j < dim; ++j) expected += double(queries[size_t(q * dim + j)]) * block.decoded[size_t(r * dim + j)];
+      for (int j = 0; j < dim; ++j)
+        expected += double(queries[size_t(q * dim + j)]) * block.decoded[size_t(r * dim + j)];
       const float got = scores[size_t(q * stride + r)];
       CHECK(std::fabs(got - expected) < 5e-5, "%s, %d bits, dim %d, query %d of %d, row %d of %d: %g, not %g",
             kernels.name, block.rows.bits, dim, q, n, r, count, got, expected);
@@ -67,7 +68,8 @@ void check_accumulate(const RowKernels& kernels, Random& random, const Block& bl
   for (int q = 0; q < n; ++q) {
     for (int j = 0; j < dim; ++j) {
       double expected = before[size_t(q * dim + j)];
-      for (int r = 0; r < count; ++r) expected += double(weights[size_t(q * stride + r)]) * block.decoded[size_t(r * dim + j)];
+      for (int r = 0; r < count; ++r)
+        expected += double(weights[size_t(q * stride + r)]) * block.decoded[size_t(r * dim + j)];
       const float got = acc[size_t(q * dim + j)];
       CHECK(std::fabs(got - expected) < 5e-5, "%s, %d bits, dim %d, query %d of %d, channel %d, %d rows: %g, not %g",
             kernels.name, block.rows.bits, dim, q, n, j, count, got, expected);
