@@ -11,7 +11,6 @@ resumable: every finished window is kept under --work-dir. Formulas: docs/traini
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +62,7 @@ def main(
     records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)
     tables, report = summarise(records, settings, k_mean, v_mean, frequency, out)
     calibration = {
-        "command": " ".join(["calibrate.py", *sys.argv[1:]]),
+        "command": cli.command_line("calibrate.py"),
         "checkpoint": {"name": loaded.name, **loaded.source},
         "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
         "tokens": windows.numel(),

@@ -10,7 +10,6 @@ With calibrate.py's text, tokens and settings its finished windows are reused, a
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -99,7 +98,7 @@ def main(
     cli.set_threads(1)  # a fit is many tiny steps
     results = train(records, settings, calibrated, steps)
     training = {
-        "command": " ".join(["train_controller.py", *sys.argv[1:]]),
+        "command": cli.command_line("train_controller.py"),
         "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
         "tokens": windows.numel(),
         **asdict(settings),
