@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import WINDOW
 from adakv_model.quantizer import ScaleMode, row_bytes
@@ -52,7 +52,7 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     have the same content, else UserError.
     """
     path = path or operator_library()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     if digest in _loaded:
         return _loaded[digest]
     if _loaded:

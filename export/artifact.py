@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import datetime
 import errno
-import hashlib
 import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from adakv_model.artifact import MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.checkpoint_weights import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
@@ -119,12 +119,4 @@ def write_manifest(
 
 def describe(path: Path) -> dict[str, object]:
     """Size and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(_reader(file, 1 << 20), b""):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _reader(file, size: int) -> Callable[[], bytes]:  # type: ignore[no-untyped-def]
-    return lambda: file.read(size)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
