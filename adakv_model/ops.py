@@ -1,6 +1,6 @@
 """Registers the ``adakv::`` operators with torch: schema, shapes for export, and the reference kernels.
 
-Each operator has its ``.out`` form, which ExecuTorch calls; ``csrc/register.cpp`` registers the C++ kernels
+Each operator has its ``.out`` form, which ExecuTorch calls; ``csrc/register*.cpp`` register the C++ kernels
 under the same names. Importing this module is enough; it is safe to import twice.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from adakv_model import reference
+from adakv_model import reference, table
 
 SCHEMAS = {
     "depart": (
@@ -25,6 +25,8 @@ SCHEMAS = {
         " Tensor layout, Tensor(a!) cache, Tensor(b!) attention, int lag"
     ),
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
+    "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",
+    "table_product": "Tensor x, Tensor codes, Tensor scales",
 }
 
 _KERNELS: dict[str, Callable[..., Tensor]] = {
@@ -32,6 +34,8 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
     "assign": reference.assign,
     "attend": reference.attend,
     "observe": reference.observe,
+    "table_lookup": table.lookup,
+    "table_product": table.product,
 }
 
 
@@ -53,11 +57,21 @@ def _observe_shape(logits: Tensor, *_: object) -> Tensor:
     return logits.new_empty((logits.shape[1],))
 
 
+def _table_lookup_shape(tokens: Tensor, codes: Tensor, _: Tensor) -> Tensor:
+    return codes.new_empty((1, tokens.shape[1], codes.shape[1] * table.GROUP), dtype=torch.float32)
+
+
+def _table_product_shape(x: Tensor, codes: Tensor, _: Tensor) -> Tensor:
+    return x.new_empty((1, x.shape[1], codes.shape[0]))
+
+
 _SHAPES: dict[str, Callable[..., Tensor]] = {
     "depart": _depart_shape,
     "assign": _assign_shape,
     "attend": _attend_shape,
     "observe": _observe_shape,
+    "table_lookup": _table_lookup_shape,
+    "table_product": _table_product_shape,
 }
 
 

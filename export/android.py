@@ -19,7 +19,7 @@ from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.quiet import quiet
-from export.weights import quantize_weights
+from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights, stored_bits
 
 Stage = Callable[[str], AbstractContextManager[None]]
 STAGES = 6  # how many stages export_android reports
@@ -34,8 +34,8 @@ class AndroidOptions:
     checkpoint: Path | None = None
     random_weights: bool = False
     tables: Path | None = None
-    quantize: str = "8da8w"
-    embedding: str = "8"
+    quantize: str = DEFAULT_RECIPE
+    embedding: str | None = None  # default_embedding(quantize)
     cache: CacheOptions = field(default_factory=CacheOptions)
 
 
@@ -64,7 +64,9 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             plan, model = planned.plan, build_exportable(checkpoint, tables, planned)
             checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
         with stage("quantize weights"):
-            quantize_weights(model, options.quantize, options.embedding)
+            embedding = options.embedding or default_embedding(options.quantize)
+            quantize_weights(model, options.quantize, embedding)
+            bits = stored_bits(model, checkpoint.config)
         from export import lowering
 
         with stage("trace"):
@@ -82,7 +84,8 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             sections: dict[str, object] = {
                 "target": "android",
                 "quantize": options.quantize,
-                "embedding": options.embedding,
+                "embedding": embedding,
+                "weights": bits,
                 "calibration": tables.info,
                 "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
                 "delegates": calls.pop(lowering.DELEGATE, 0),

@@ -18,7 +18,7 @@ from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, PO
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
 from export.android import STAGES, AndroidOptions, export_android
-from export.weights import EMBEDDINGS, RECIPES
+from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -52,7 +52,11 @@ def report(manifest: dict, out: Path) -> None:
     """A summary people read; the machine-readable one is manifest.json."""
     cache, files = manifest["kv_cache"], manifest["files"]
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
-    table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest['quantize']}")
+    table.add_row(
+        "program",
+        f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest['quantize']}"
+        f" ({manifest['weights']['bits_per_weight']:.2f} bits a weight)",
+    )
     table.add_row(
         "KV cache",
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"
@@ -97,9 +101,20 @@ def main(
         ),
     ] = None,
     quantize: Annotated[
-        str, typer.Option(help=f"Weights: {', '.join(RECIPES)} (da: int8 activations, w: weight bits).")
-    ] = "8da8w",
-    embedding: Annotated[str, typer.Option(help=f"Bits of the token embedding: {', '.join(EMBEDDINGS)}.")] = "8",
+        str,
+        typer.Option(
+            help=f"Weights: {', '.join(RECIPES)} (da: int8 activations, w: weight bits; asym: with an offset for every"
+            " 32 weights, exact for Q4_1 checkpoints). What each loses: docs/weights.md."
+        ),
+    ] = DEFAULT_RECIPE,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Token embedding: {', '.join(EMBEDDINGS)}. table: one 6-bit copy for embedding and output layer;"
+            f" 8, 4: bits, and the output layer follows --quantize. [default: table with {DEFAULT_RECIPE}, else 8]",
+            show_default=False,
+        ),
+    ] = None,
     tables: Annotated[
         Path | None,
         typer.Option(help="Calibration tables of this checkpoint (scripts/calibrate.py). [default: the shipped ones]"),
@@ -121,7 +136,7 @@ def main(
             ("--quantize", quantize, RECIPES),
             ("--embedding", embedding, EMBEDDINGS),
         ):
-            if value not in allowed:
+            if value is not None and value not in allowed:
                 raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
         out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
         cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)

@@ -5,6 +5,7 @@
 
 #include "cache.h"
 #include "rows.h"
+#include "table.h"
 
 #define ADAKV_API extern "C" __attribute__((visibility("default")))
 
@@ -82,3 +83,16 @@ ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, const uint8_t* co
 }
 
 ADAKV_API const char* adakv_row_kernels() { return adakv::row_kernels().name; }
+
+ADAKV_API int adakv_table_product(const char* isa, const uint8_t* codes, const uint16_t* scales, int64_t rows,
+                                  int channels, const float* x, int count, float* out, int threads) {
+  const adakv::TableKernels* kernels = adakv::find_table_kernels(isa);
+  if (kernels == nullptr) return 1;
+  adakv::table_product({codes, scales, rows, channels}, x, count, out, with_threads(threads), *kernels);
+  return 0;
+}
+
+ADAKV_API void adakv_table_lookup(const uint8_t* codes, const uint16_t* scales, int64_t rows, int channels,
+                                  const int64_t* tokens, int count, float* out) {
+  adakv::table_lookup({codes, scales, rows, channels}, tokens, count, out);
+}

@@ -3,11 +3,11 @@
 // non-const tensor, `out`; arguments that the schema marks as mutated are const references all the same.
 #include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
 #include <executorch/runtime/kernel/kernel_includes.h>
-#include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <array>
 
 #include "cache.h"
+#include "pool.h"
 
 namespace adakv {
 namespace {
@@ -17,15 +17,6 @@ using executorch::aten::SizesType;
 using executorch::aten::Tensor;
 using executorch::runtime::Error;
 using executorch::runtime::KernelRuntimeContext;
-
-const ParallelFor& pool() {
-  static const ParallelFor run = [](int n, const std::function<void(int)>& body) {
-    executorch::extension::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(int(i));
-    });
-  };
-  return run;
-}
 
 int64_t position_of(const Tensor& input_pos) { return input_pos.const_data_ptr<int64_t>()[0]; }
 

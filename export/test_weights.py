@@ -1,0 +1,110 @@
+"""Weight recipes: exact Q4_1 grids, the scale search, what XNNPACK computes, and the count of bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adakv_model.checkpoint_gguf import dequantize, open_gguf
+from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints import Checkpoint
+from adakv_model.config import LlamaConfig
+from adakv_model.errors import UserError
+from adakv_model.kv_cache import FloatCache
+from adakv_model.model import Llama, build_model
+from adakv_model.testing_checkpoints import SMALL
+from export.asymmetric import AsymmetricLinear, fit_groups
+from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+
+
+def small_model(config: LlamaConfig = SMALL) -> Llama:
+    return build_model(config, draw_weights(config, 0), FloatCache(config, 32), prescale_norm=False)
+
+
+def test_codes_of_a_q4_1_file_are_recovered_exactly(default_gguf: Path) -> None:
+    """Against the bytes of the file: d, m as fp16, then 16 bytes of codes, first half in the low bits."""
+    for tensor in open_gguf(default_gguf).tensors:
+        if tensor.tensor_type.name != "Q4_1" or not tensor.name.startswith(("blk.0.", "blk.17.")):
+            continue
+        blocks = torch.from_numpy(tensor.data.copy()).unflatten(1, (-1, 20))
+        header = blocks[..., :4].contiguous().view(torch.float16).float()
+        stored = torch.cat((blocks[..., 4:] & 15, blocks[..., 4:] >> 4), dim=-1)
+        codes, step, low = fit_groups(torch.from_numpy(dequantize(tensor)))
+        weight = stored * header[..., :1] + header[..., 1:]
+        assert torch.equal(codes * step + low, weight), tensor.name
+        # A file may leave code 0 or 15 of a group unused; where it uses both, its codes come back.
+        full = (stored.amin(-1) == 0) & (stored.amax(-1) == 15)
+        assert torch.equal(codes[full].to(torch.uint8), stored[full])
+        assert float(full.float().mean()) > 0.5
+
+
+def test_the_layer_holds_the_same_weights_but_for_bfloat16_steps(default_checkpoint: Checkpoint) -> None:
+    weight = default_checkpoint.weights["layers.11.mlp.down_proj.weight"]
+    layer = AsymmetricLinear(weight)
+    _, step, _ = fit_groups(weight)
+    main = layer.weight.data.dequantize().unflatten(1, (-1, 32))
+    offsets = layer.offsets.data.dequantize().unsqueeze(-1)
+    error = (main + offsets - weight.unflatten(1, (-1, 32))).abs() / step
+    row = offsets.abs().amax(1, keepdim=True) / 127 / step
+    assert bool((error <= 15 / 256 + 0.51 * row).all()), "a step's rounding times its code, and half an offset's step"
+    assert float(error.square().mean().sqrt()) < 0.05, "against 0.29 for a random weight between two codes"
+
+
+def test_search_beats_plain_rounding_and_keeps_constants() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 512, generator=generator) ** 3
+    weight[5] = 0.25
+    codes, step, low = fit_groups(weight)
+    groups = weight.unflatten(1, (-1, 32))
+    plain_step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    plain = torch.round((groups - groups.amin(-1, keepdim=True)) / plain_step.clamp(min=1e-30)) * plain_step
+    plain += groups.amin(-1, keepdim=True)
+    found, rounded = ((x - groups).square().sum() for x in (codes * step + low, plain))
+    assert float(found / rounded) < 0.95
+    assert torch.equal((codes * step + low)[5], groups[5])
+    assert bool(((codes >= 0) & (codes <= 15)).all())
+
+
+def test_layer_computes_its_weights_up_to_activation_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(48, 96, generator=generator), torch.randn(1, 5, 96, generator=generator)
+    layer = AsymmetricLinear(weight)
+    held = layer.weight.data.dequantize().unflatten(1, (-1, 32)) + layer.offsets.data.dequantize().unsqueeze(-1)
+    with torch.no_grad():
+        out = layer(x)
+    assert float((out - x @ held.flatten(1).T).norm() / out.norm()) < 0.01
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_and_counts_its_bits(recipe: str) -> None:
+    config = dataclasses.replace(SMALL, intermediate_size=128)
+    expected, model = small_model(config), small_model(config)
+    quantize_weights(model, recipe, default_embedding(recipe) if recipe != "none" else "none")
+    tokens = torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        first, second = expected(tokens, torch.tensor([0])), model(tokens, torch.tensor([0]))
+    bound = {"none": 1e-6, "8da8w": 0.05, "8da4w-asym": 0.2}.get(recipe, 0.3)
+    assert float((first - second).norm() / first.norm()) < bound
+    bits = stored_bits(model, config)["bits_per_weight"]
+    if recipe == "none":
+        assert bits == pytest.approx(32, rel=0.05)  # plus the averaging vectors of the norms
+    else:
+        assert bits < 24
+
+
+def test_bits_of_a_layer_are_those_of_its_parts() -> None:
+    layer = nn.Module()
+    layer.proj = AsymmetricLinear(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
+    counted = stored_bits(layer, SMALL)["weight_bytes"]  # type: ignore[arg-type]
+    codes, steps, offsets, row_scales, ones = 64 * 128 // 2, 64 * 4 * 2, 64 * 4, 64 * 4, 32 * 4
+    assert counted == codes + steps + offsets + row_scales + ones
+
+
+def test_widths_that_are_no_multiple_of_the_group_are_refused() -> None:
+    model = small_model(dataclasses.replace(SMALL, intermediate_size=SMALL.intermediate_size + 8))
+    with pytest.raises(UserError, match="intermediate_size .* is not a multiple of 32: use --quantize 8da8w"):
+        quantize_weights(model, "8da4w-asym", "table")

@@ -1,0 +1,1 @@
+"""Parts of scripts/weight_recipes.py."""
