@@ -211,11 +211,11 @@ def observe(logits: Tensor, tokens: Tensor, input_pos: Tensor, observed: Tensor,
     return out
 
 
-def table_product(isa: str, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor | None:
+def table_product(isa: str, x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor | None:
     """x float32 [T, K] times the token table: float32 [T, rows]; None if this CPU lacks the instruction set."""
-    out = torch.empty(x.shape[0], codes.shape[0])
+    out = torch.empty(x.shape[0], rows)
     status = _kernels().adakv_table_product(
-        isa.encode(), _pointer(codes), _pointer(scales), _i64(codes.shape[0]), x.shape[1], _pointer(x), x.shape[0],
+        isa.encode(), _pointer(codes), _pointer(scales), _i64(rows), x.shape[1], _pointer(x), x.shape[0],
         _pointer(out), THREADS,
     )  # fmt: skip
     return None if status else out
@@ -224,6 +224,6 @@ def table_product(isa: str, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor 
 def table_lookup(tokens: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Rows of the token table: float32 [len(tokens), K]."""
     out = torch.empty(tokens.numel(), codes.shape[1] * 32)
-    arguments = (_pointer(codes), _pointer(scales), _i64(codes.shape[0]), out.shape[1])
+    arguments = (_pointer(codes), _pointer(scales), _i64(8 * codes.shape[0]), out.shape[1])
     _kernels().adakv_table_lookup(*arguments, _pointer(tokens), tokens.numel(), _pointer(out))
     return out

@@ -26,7 +26,7 @@ SCHEMAS = {
     ),
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
     "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",
-    "table_product": "Tensor x, Tensor codes, Tensor scales",
+    "table_product": "Tensor x, Tensor codes, Tensor scales, int rows",
 }
 
 _KERNELS: dict[str, Callable[..., Tensor]] = {
@@ -61,8 +61,8 @@ def _table_lookup_shape(tokens: Tensor, codes: Tensor, _: Tensor) -> Tensor:
     return codes.new_empty((1, tokens.shape[1], codes.shape[1] * table.GROUP), dtype=torch.float32)
 
 
-def _table_product_shape(x: Tensor, codes: Tensor, _: Tensor) -> Tensor:
-    return x.new_empty((1, x.shape[1], codes.shape[0]))
+def _table_product_shape(x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor:
+    return x.new_empty((1, x.shape[1], rows))
 
 
 _SHAPES: dict[str, Callable[..., Tensor]] = {

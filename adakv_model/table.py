@@ -1,13 +1,15 @@
 """The token table: embedding and output matrix of a model with tied embeddings, stored once at 6 bits.
 
-Format of a row of K channels (K a multiple of 32), for every group of 32 channels:
+Rows are interleaved in blocks of 8, so that one instruction multiplies four channels of eight rows. Of a block's 32
+channels that share scales, byte 4 r + c of a run of 32 belongs to row r and channel 4 q + c of some quads q:
 
-    codes uint8 [24]   byte i < 16: the low 4 bits of channel i, then of channel i + 16
-                       byte 16 + j: bits 4 and 5 of channels j, j + 8, j + 16, j + 24, lowest first
-    scale float16      weight = (code - 32) * scale
+    codes uint8 [blocks, K / 32, 192]   4 runs: run i has the low 4 bits of quad i, then of quad i + 4
+                                        2 runs: run k has bits 4 and 5 of quads k, k + 2, k + 4, k + 6, lowest first
+    scales float16 [blocks, K / 32, 8]  weight = (code - 32) * scale of the row
 
-6.5 bits a weight, scales included. The output product quantizes each token's activations to int8 with one scale
-for every group of 32 channels, so that an outlier costs its own group only. `csrc/table.cpp` is the C++ twin.
+6.5 bits a weight, scales included; a last block is padded with zeros. The output product quantizes each token's
+activations to int8 with one scale for every group of 32 channels, so that an outlier costs its own group only.
+`csrc/table.cpp` is the C++ twin.
 """
 
 from __future__ import annotations
@@ -19,30 +21,33 @@ from torch import Tensor, nn
 GROUP = 32
 BITS = 6
 OFFSET = 1 << (BITS - 1)
-GROUP_BYTES = GROUP * BITS // 8
+ROWS = 8
+BLOCK_BYTES = ROWS * GROUP * BITS // 8
 BITS_PER_WEIGHT = BITS + 16 / GROUP
 _CANDIDATES = 16  # scales tried for each group, down to 70 % of the one that reaches the largest weight
 
 
 def pack(codes: Tensor) -> Tensor:
-    """uint8 [rows, K] with values below 64 -> uint8 [rows, K / 32, 24]."""
-    groups = codes.reshape(codes.shape[0], -1, GROUP)
-    low, high = groups & 15, (groups >> 4).unflatten(-1, (4, 8))
-    nibbles = low[..., :16] | low[..., 16:] << 4
-    pairs = high[..., 0, :] | high[..., 1, :] << 2 | high[..., 2, :] << 4 | high[..., 3, :] << 6
-    return torch.cat((nibbles, pairs), dim=-1)
+    """uint8 [rows, K] with values below 64 -> uint8 [blocks, K / 32, 192]."""
+    padded = F.pad(codes, (0, 0, 0, -codes.shape[0] % ROWS), value=OFFSET)
+    quads = padded.reshape(-1, ROWS, padded.shape[1] // GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(3)  # [B, G, 8, 32]
+    nibbles = quads[:, :, :4] & 15 | (quads[:, :, 4:] & 15) << 4
+    high = (quads >> 4).unflatten(2, (4, 2))
+    pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    return torch.cat((nibbles, pairs), dim=2).flatten(2)
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """Inverse of :func:`pack`: uint8 [rows, K]."""
-    nibbles, pairs = packed[..., :16], packed[..., 16:]
-    low = torch.cat((nibbles & 15, nibbles >> 4), dim=-1)
-    high = torch.cat([(pairs >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1)
-    return (low | high << 4).flatten(1)
+    """Inverse of :func:`pack`, padding included: uint8 [8 blocks, K]."""
+    nibbles, pairs = packed.unflatten(2, (6, 32)).split((4, 2), dim=2)
+    low = torch.cat((nibbles & 15, nibbles >> 4), dim=2)
+    high = torch.cat([(pairs >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2)
+    quads = (low | high << 4).unflatten(3, (ROWS, 4))  # [B, G, 8, ROWS, 4]
+    return quads.permute(0, 3, 1, 2, 4).reshape(-1, packed.shape[1] * GROUP)
 
 
 def quantize_table(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float [rows, K] -> packed codes uint8 [rows, K / 32, 24], scales float16 [rows, K / 32].
+    """float [rows, K] -> packed codes uint8 [blocks, K / 32, 192], scales float16 [blocks, K / 32, 8].
 
     Each group takes the scale with the least squared error among `_CANDIDATES`, each refitted to its codes.
     Raises ValueError where K is not a multiple of 32.
@@ -50,26 +55,29 @@ def quantize_table(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.shape[1] % GROUP:
         raise ValueError(f"rows of {weight.shape[1]} channels do not divide into groups of {GROUP}")
     parts = [_quantize_rows(rows) for rows in weight.split(4096)]
-    return torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts])
+    codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    scales = F.pad(scales, (0, 0, 0, -len(scales) % ROWS))
+    return pack(codes), scales.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
 
 
 def dequantize_table(codes: Tensor, scales: Tensor) -> Tensor:
-    """Inverse of :func:`quantize_table`: float32 [rows, K]."""
+    """Inverse of :func:`quantize_table`, padding included: float32 [8 blocks, K]."""
     centred = (unpack(codes).float() - OFFSET).unflatten(1, (-1, GROUP))
-    return (centred * scales.float().unsqueeze(-1)).flatten(1)
+    return (centred * scales.transpose(1, 2).flatten(0, 1).float().unsqueeze(-1)).flatten(1)
 
 
 def lookup(tokens: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """tokens int64 [1, T] -> float32 [1, T, K]."""
     ids = tokens.flatten()
-    return dequantize_table(codes[ids], scales[ids]).unsqueeze(0)
+    blocks = dequantize_table(codes[ids // ROWS], scales[ids // ROWS]).unflatten(0, (-1, ROWS))
+    return blocks[torch.arange(len(ids)), ids % ROWS].unsqueeze(0)
 
 
-def product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+def product(x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor:
     """x float32 [1, T, K] -> float32 [1, T, rows]."""
     x = quantized_activations(x)
-    blocks = zip(codes.split(8192), scales.split(8192), strict=True)
-    return torch.cat([F.linear(x, dequantize_table(c, s)) for c, s in blocks], dim=-1)
+    parts = zip(codes.split(1024), scales.split(1024), strict=True)
+    return torch.cat([F.linear(x, dequantize_table(c, s)) for c, s in parts], dim=-1)[..., :rows]
 
 
 def quantized_activations(x: Tensor) -> Tensor:
@@ -87,6 +95,7 @@ class TokenTable(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        self.rows = weight.shape[0]
         codes, scales = quantize_table(weight)
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
@@ -108,7 +117,7 @@ class TableHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         table = self._shared[0] if self.table is None else self.table
-        return torch.ops.adakv.table_product(x, table.codes, table.scales)
+        return torch.ops.adakv.table_product(x, table.codes, table.scales, table.rows)
 
 
 def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +135,7 @@ def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
     codes = _codes(groups, best_scale) + OFFSET
-    return pack(codes.flatten(1).to(torch.uint8)), best_scale.squeeze(-1).half()
+    return codes.flatten(1).to(torch.uint8), best_scale.squeeze(-1).half()
 
 
 def _codes(groups: Tensor, scale: Tensor) -> Tensor:

@@ -7,35 +7,35 @@
 
 namespace adakv {
 
-constexpr int kTableGroup = 32;       // channels that share a scale
-constexpr int kTableGroupBytes = 24;  // 16 bytes of low nibbles, 8 bytes of high bit pairs
-constexpr int kTableBlock = 64;       // rows of one unit of parallel work
-constexpr int kTableLanes = 8;        // partial sums over groups: per-group arrays are padded to a multiple of it
+constexpr int kTableGroup = 32;        // channels that share a scale
+constexpr int kTableRows = 8;          // rows of a block, whose channels are interleaved
+constexpr int kTableBlockBytes = 192;  // one group of one block: 4 x 32 bytes of low nibbles, 2 x 32 of bit pairs
+constexpr int kTableTask = 8;          // blocks of one unit of parallel work
 
 // Codes of 6 bits around 32: weight = (code - 32) * scale.
 struct Table {
-  const uint8_t* codes;    // [rows, channels / 32, 24]
-  const uint16_t* scales;  // fp16 [rows, channels / 32]
-  int64_t rows;
+  const uint8_t* codes;    // [blocks, channels / 32, 192]
+  const uint16_t* scales;  // fp16 [blocks, channels / 32, 8]
+  int64_t rows;            // the last block may be padded
   int channels;
 
   int groups() const { return channels / kTableGroup; }
-  int padded_groups() const { return (groups() + kTableLanes - 1) / kTableLanes * kTableLanes; }
+  int64_t blocks() const { return (rows + kTableRows - 1) / kTableRows; }
 };
 
 // Activations of one token as the product needs them: int8 with a scale for every group of 32 channels.
 struct QuantizedToken {
   const int8_t* codes;   // [channels]
-  const float* scales;   // [padded groups], largest magnitude / 127
-  const float* offsets;  // [padded groups], 32 times the sum of the codes
+  const float* scales;   // [groups], largest magnitude / 127
+  const float* offsets;  // [groups], 32 * scale * sum of the codes
 };
 
 struct TableKernels {
   const char* name;
 
-  // out[t * stride + r] = <token t, row first + r> for r < rows. A group's product is an exact integer; groups are
-  // added in their order, one token at a time, so a result does not depend on what is computed beside it.
-  void (*product)(const Table& table, int64_t first, int rows, const QuantizedToken* tokens, int count, float* out,
+  // out[t * stride + r] = <token t, row first + r> for r < rows; first is a multiple of kTableRows. A group's product
+  // is an exact integer; groups are added in their order, so a result does not depend on the tokens beside it.
+  void (*product)(const Table& table, int64_t first, int64_t rows, const QuantizedToken* tokens, int count, float* out,
                   int64_t stride);
 };
 
@@ -43,6 +43,9 @@ namespace baseline {
 extern const TableKernels kTableKernels;
 }
 namespace avx2 {
+extern const TableKernels kTableKernels;
+}
+namespace avx512vnni {
 extern const TableKernels kTableKernels;
 }
 namespace dotprod {
