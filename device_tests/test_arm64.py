@@ -72,7 +72,7 @@ def arm64_runner(arm64_package: Path) -> Runner:
     return lambda *options: run(*EMULATOR, arm64_package / "adakv_runner", *options)
 
 
-@pytest.fixture(scope="session", params=["none", "8da8w"])
+@pytest.fixture(scope="session", params=["none", "8da4w-asym"])
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("tiny") / request.param
     make_tiny_artifact(folder, request.param)

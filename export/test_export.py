@@ -46,6 +46,9 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     assert {"model.pte", "libadakv_ops.so"} <= manifest["files"].keys()
     assert manifest["kv_cache"]["bits_per_value"] <= 8
     assert manifest["kv_cache"]["bytes_allocated"] >= sum(manifest["kv_cache"]["bytes"].values())
+    assert (manifest["quantize"], manifest["embedding"]) == ("8da4w-asym", "table")
+    assert 4 < manifest["weights"]["bits_per_weight"] < 8
+    assert manifest["files"]["model.pte"]["bytes"] > manifest["weights"]["weight_bytes"]
     assert manifest["command"][1:3] == ["--checkpoint", manifest["model"]["source"]["path"]]
     assert [p.name for p in out.parent.iterdir()] == [out.name], "nothing temporary is left"
     artifact = Artifact(out)
@@ -75,7 +78,7 @@ def test_an_existing_artifact_is_replaced_only_on_success(
         (("--kv", "static-4", "--kv-bits", "4"), "--kv static-4 has a fixed width"),
         (("--context", "20"), "--context 20 must be at least --window + 2"),
         (("--context", "100000"), "more than the 8192 positions"),
-        (("--quantize", "int3"), "unknown --quantize 'int3': one of 8da8w"),
+        (("--quantize", "int3"), "unknown --quantize 'int3': one of 8da4w-asym, 8da8w"),
         (("--embedding", "7"), "unknown --embedding '7'"),
         (("--target", "web"), "unknown --target 'web'"),
         (("--model", "smollm3"), "smollm"),

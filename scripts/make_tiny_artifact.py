@@ -22,6 +22,7 @@ from adakv_model.budget import CacheOptions
 from adakv_model.checkpoint_weights import draw_weights
 from adakv_model.config import get_model
 from export.android import AndroidOptions, export_android
+from export.weights import DEFAULT_RECIPE, RECIPES
 
 CONTEXT = 256
 
@@ -49,7 +50,7 @@ def write_checkpoint(folder: Path) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="Artifact folder to write.")],
-    quantize: Annotated[str, typer.Option(help="Weights: 8da8w, 8da4w or none.")] = "8da8w",
+    quantize: Annotated[str, typer.Option(help=f"Weights: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
 ) -> None:
     """Write the artifact."""
     with tempfile.TemporaryDirectory() as folder:

@@ -28,17 +28,17 @@ from adakv_model.tables import neutral_tables
 from export import lowering
 from export.android import build_exportable
 from export.quiet import quiet
-from export.weights import quantize_weights
+from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights
 
 
 def trace(layers: int) -> ExportedProgram:
-    """The exported program of SmolLM2-135M with fewer layers, random int8 weights and the default cache."""
+    """The exported program of SmolLM2-135M with fewer layers, random quantized weights and the default cache."""
     config = dataclasses.replace(get_model("smollm2-135m").config, n_layers=layers)
     checkpoint = Checkpoint(config, draw_weights(config, 0), None, None, "profile", {}, random=True)
     tables = neutral_tables(config)
     planned = plan_cache(config, tables, CacheOptions())
     model = build_exportable(checkpoint, tables, planned)
-    quantize_weights(model, "8da8w", "8")
+    quantize_weights(model, DEFAULT_RECIPE, default_embedding(DEFAULT_RECIPE))
     return lowering.trace(model, planned.plan)
 
 
