@@ -68,12 +68,16 @@ def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
 
 
 def share_common_inputs(program: ExportedProgram) -> ExportedProgram:
-    """Compute equal pure expressions once: the layers that read one input quantize it, and sum its groups, once."""
+    """Compute equal pure expressions once: the layers that read one input sum its groups once.
+
+    Not so quantization: XNNPACK's partitioner counts it as a part of one linear, and sharing it splits a layer in two
+    delegates.
+    """
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     written = {source for node in calls if _has_effects(node) for source in node.all_input_nodes}
     first: dict[tuple, Node] = {}
     for node in calls:
-        if _has_effects(node) or not written.isdisjoint(node.all_input_nodes):
+        if _has_effects(node) or _quantizes(node) or not written.isdisjoint(node.all_input_nodes):
             continue
         key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         if key in first:
@@ -88,6 +92,10 @@ def share_common_inputs(program: ExportedProgram) -> ExportedProgram:
 def _has_effects(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return node.is_impure() or (schema is not None and schema.is_mutable)
+
+
+def _quantizes(node: Node) -> bool:
+    return getattr(node.target, "namespace", "") in ("torchao", "quantized_decomposed")
 
 
 def _frozen(value: object) -> object:
