@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import typer
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -86,7 +87,7 @@ def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str,
 def track(title: str, items: Sequence[Any]) -> Iterator[Any]:
     """Iterate with a progress bar."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns) as progress:
+    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as progress:
         yield from progress.track(items, description=title)
 
 
