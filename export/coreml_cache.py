@@ -78,9 +78,9 @@ class CoreMLCache(nn.Module):
 
         constants = {
             "mean": torch.cat((tables.k_mean[layer], tables.v_mean[layer])).float().unsqueeze(-1),  # [units, D, 1]
-            "store": maps.store,
-            "query": per_query_head(maps.query.transpose(1, 2)),
-            "output": per_query_head(maps.output.transpose(1, 2)),
+            "store": maps.store.clone(),
+            "query": per_query_head(maps.query.transpose(1, 2)).clone(),
+            "output": per_query_head(maps.output.transpose(1, 2)).clone(),
             "offset": tables.v_mean[layer].float().repeat_interleave(group, 0).unsqueeze(1),  # [H, 1, D]
         }
         for name, value in constants.items():
@@ -223,10 +223,15 @@ class CoreMLProgram(nn.Module):
 
     def __init__(self, model: Llama) -> None:
         super().__init__()
-        assert isinstance(model.cache, CoreMLCache)
-        self.kv = model.cache  # first, so that the states are named kv_<buffer>
         self.model = model
+        self.eval().requires_grad_(False)
+
+    @property
+    def cache(self) -> CoreMLCache:
+        assert isinstance(self.model.cache, CoreMLCache)
+        return self.model.cache
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.model(tokens, input_pos)
-        return logits, self.kv.step.plan, self.kv.step.status
+        # The status comes last because coremltools 9.0 fails where the last operation's result goes into a state.
+        return logits, self.cache.step.plan, self.cache.step.status()

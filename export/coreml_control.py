@@ -64,6 +64,7 @@ class Step:
     sin: Tensor  # [D, T], the first half negated
     mask: Tensor  # [1, G T, rows]: rows are sink, narrow tiers, window pool, chunk
     leaving: Tensor  # [window slots, T] one-hot: the row that leaves as token i is appended
+    fits: Tensor  # bool [1]: the context holds the chunk
     store: Tensor  # bool [1]: the step may write
     first: Tensor  # bool [1]: position 0
     ring: Writes
@@ -73,10 +74,15 @@ class Step:
     age_chunk: Tensor  # [T, T]
     position: Tensor  # int32 [1]
     plan: Tensor  # int32 [T, 2 + K], as reference.assign returns it
-    status: Tensor  # int32 [1]
     progress: Tensor  # int32 [1 + K] after the step
     recent: Tensor | None = None  # [T, R + T] attention over layers and heads, filled by the layers
     own_squared: Tensor | None = None  # [T, T] its squares on the chunk
+
+
+    def status(self) -> Tensor:
+        """int32 [1], a `Status`."""
+        wrong = torch.where(self.fits, int(Status.BAD_POSITION), int(Status.CONTEXT_FULL)).to(torch.int32)
+        return torch.where(self.store, torch.zeros_like(wrong), wrong)
 
 
 class Control(nn.Module):
@@ -112,8 +118,6 @@ class Control(nn.Module):
         first = position == 0
         fits = position + count <= plan.context
         store = torch.logical_and(torch.logical_or(first, position == held[:1]), fits)
-        wrong = torch.where(fits, int(Status.BAD_POSITION), int(Status.CONTEXT_FULL)).to(torch.int32)
-        status = torch.where(store, torch.zeros_like(wrong), wrong)
         ids = torch.arange(count, dtype=torch.int32)
         at = torch.where(store, position, torch.zeros_like(position)) + ids  # [T]
         slot = torch.remainder(at, plan.window)
@@ -141,7 +145,7 @@ class Control(nn.Module):
             age_chunk=self._age(ids.unsqueeze(1) - ids),
             position=position,
             plan=torch.cat((torch.stack((tier, places), 1), stacked), 1),
-            status=status,
+            fits=fits,
             progress=progress,
         )
 
@@ -254,8 +258,7 @@ class Control(nn.Module):
     def end(self, step: Step, logits: Tensor, tokens: Tensor) -> None:
         """logits: [1, T, V]. Records the observations and closes the step."""
         used = self.plan.n_tiers + 1
-        high = torch.div(step.progress, COUNT_BASE, rounding_mode="floor")
-        parts = torch.stack((step.progress - high * COUNT_BASE, high)).float()  # [2, 1 + K]
+        parts = _two_parts(step.progress, COUNT_BASE)  # [2, 1 + K]
         row = torch.cat((parts, torch.zeros(2, ALIGNMENT - used)), dim=1)
         self.progress.copy_(row.reshape(self.progress.shape))
         if self.plan.adaptive:
@@ -294,8 +297,7 @@ class Control(nn.Module):
 
     def _repeats(self, step: Step, tokens: Tensor, at: Tensor) -> Tensor:
         """Earlier occurrences of each token [T]; appends the tokens to the history."""
-        high = torch.div(tokens, ID_BASE, rounding_mode="floor")
-        ids = torch.stack((tokens - high * ID_BASE, high)).float()  # [2, T]
+        ids = _two_parts(tokens, ID_BASE)  # [2, T]
         old = self.history[0, :, 0]  # [2, N]
         slots = torch.arange(old.shape[1], dtype=torch.int32)
         same = (old.unsqueeze(1) == ids.unsqueeze(2)).float()  # [2, T, N]
@@ -322,3 +324,9 @@ class Control(nn.Module):
             kept = torch.cat((kept, torch.zeros(1, self.last_logits.shape[-1] - vocabulary)), dim=1)
         self.last_logits.copy_(kept.reshape(self.last_logits.shape))
         return 1.0 / total, entropy, surprisal
+
+
+def _two_parts(x: Tensor, base: int) -> Tensor:
+    """Low and high part of non-negative int32 [n], both exact in fp16: float [2, n]."""
+    low = torch.remainder(x, base)
+    return torch.stack((low.float(), (x - low).float() * (1.0 / base)))

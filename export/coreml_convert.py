@@ -1,0 +1,93 @@
+"""From a CoreMLProgram to a saved .mlpackage: torch.export, conversion, weight compression, two functions in one file.
+
+`decode` takes one token, `prefill` exactly `plan.chunk`; they share weights and states. A runner feeds the rest of a
+prompt that is no multiple of the chunk through `decode`: any chunking gives the same cache.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.coreml_cache import CoreMLProgram
+
+DECODE, PREFILL = "decode", "prefill"
+TARGETS = ("iOS18", "iOS26")
+STATE_PREFIX = "model_cache_"
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """coremltools draws progress bars of its own and warns about the missing Apple runtime: keep them away."""
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)
+
+
+def import_coremltools():  # type: ignore[no-untyped-def]
+    """The module, without its import-time warnings."""
+    with _quiet_stderr():
+        import coremltools
+    return coremltools
+
+
+def trace(program: CoreMLProgram, tokens: int) -> torch.export.ExportedProgram:
+    """torch.export with static shapes: tokens int32 [1, T], input_pos int32 [1]."""
+    example = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    with torch.no_grad():
+        traced = torch.export.export(program, example, strict=False).run_decompositions({})
+    graph = traced.graph_module.graph
+    for node in list(graph.nodes):  # coremltools has no converter for these
+        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return traced
+
+
+def convert(program: CoreMLProgram, tokens: int, target: str):  # type: ignore[no-untyped-def]
+    """A coremltools MLModel (not loaded) of one function; fp16 inside, buffers become states."""
+    ct = import_coremltools()
+    traced = trace(program, tokens)
+    outputs = [
+        ct.TensorType(name="logits", dtype=np.float16),
+        ct.TensorType(name="plan", dtype=np.int32),
+        ct.TensorType(name="status", dtype=np.int32),
+    ]
+    with _quiet_stderr():
+        return ct.convert(
+            traced,
+            outputs=outputs,
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=ct.precision.FLOAT16,
+            compute_units=ct.ComputeUnit.CPU_AND_NE,
+            skip_model_load=True,
+        )
+
+
+def save_functions(models: dict[str, Path], package: Path) -> None:
+    """Merge single-function packages into one that stores equal weights once; `decode` is the default function."""
+    ct = import_coremltools()
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, path in models.items():
+        descriptor.add_function(str(path), src_function_name="main", target_function_name=name)
+    descriptor.default_function_name = DECODE
+    with _quiet_stderr():
+        ct.utils.save_multifunction(descriptor, str(package))
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A temporary folder on the output's disk: single-function packages are as large as the result."""
+    with tempfile.TemporaryDirectory(prefix=".coreml-", dir=beside) as folder:
+        yield Path(folder)
