@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device_tests.coreml_eval.testing import Case, check_case, run_cases
+from device_tests.coreml_eval.testing import Case, check_case
 
 F16, I32 = np.float16, np.int32
 INF, NAN = np.inf, np.nan
@@ -55,11 +55,6 @@ CASES = [
     *(Case(f"cast_{t}", "cast", {"x": np.array([-1, 300, 70000, 5], I32)}, {"dtype": t}) for t in ("uint16", "int16")),
     *(Case(f"cast_{t}", "cast", {"x": np.array([-1, 300, 127, 200], I32)}, {"dtype": t}) for t in ("uint8", "int8")),
 ]
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
-    return run_cases(CASES, tmp_path_factory.mktemp("elementwise"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

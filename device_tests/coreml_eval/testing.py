@@ -50,7 +50,9 @@ def run_cases(
 ) -> dict[str, list[np.ndarray]]:
     """Evaluate all cases as one saved program; the outputs of each by its name."""
     program = save_program(folder / "cases.mlpackage", _inputs(cases), lambda given: _build(cases, given), target)
-    outputs = program.function(precision=precision).run({n: a for case in cases for _, n, a in case.arrays()})
+    outputs = program.function(precision=precision).run(
+        {name: np.atleast_1d(array) for case in cases for _, name, array in case.arrays()}
+    )
     results: dict[str, list[np.ndarray]] = {case.name: [] for case in cases}
     for name in sorted(outputs, key=lambda name: int(name.rsplit("_", 1)[1])):
         results[name.rsplit("_out_", 1)[0]].append(outputs[name])
@@ -97,7 +99,7 @@ def save_program(
 
 def _inputs(cases: Sequence[Case]) -> dict[str, Any]:
     return {
-        name: mb.placeholder(shape=array.shape, dtype=_INPUT_TYPES.get(array.dtype.name, types.int32))
+        name: mb.placeholder(shape=array.shape or (1,), dtype=_INPUT_TYPES.get(array.dtype.name, types.int32))
         for case in cases
         for _, name, array in case.arrays()
     }
@@ -108,7 +110,7 @@ def _build(cases: Sequence[Case], given: dict[str, Any]) -> list[Any]:
     for case in cases:
         bound: dict[str, list[Any]] = {}
         for key, name, array in case.arrays():
-            bound.setdefault(key, []).append(_cast(given[name], array.dtype.name))
+            bound.setdefault(key, []).append(_restored(given[name], array))
         arguments = {
             key: bound[key] if isinstance(value, list) else bound[key][0] for key, value in case.inputs.items()
         }
@@ -119,9 +121,10 @@ def _build(cases: Sequence[Case], given: dict[str, Any]) -> list[Any]:
     return outputs
 
 
-def _cast(var: Any, dtype: str) -> Any:
-    """Core ML passes floats and int32; other types are made inside the program."""
-    return var if dtype in ("float16", "float32", "int32") else mb.cast(x=var, dtype=dtype)
+def _restored(var: Any, array: np.ndarray) -> Any:
+    """Core ML passes arrays of floats and int32 only; scalars and other types are made inside the program."""
+    var = var if array.shape else mb.squeeze(x=var, axes=[0])
+    return var if array.dtype.name in ("float16", "float32", "int32") else mb.cast(x=var, dtype=array.dtype.name)
 
 
 def _expected(case: Case) -> list[np.ndarray]:
