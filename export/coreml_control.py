@@ -78,7 +78,6 @@ class Step:
     recent: Tensor | None = None  # [T, R + T] attention over layers and heads, filled by the layers
     own_squared: Tensor | None = None  # [T, T] its squares on the chunk
 
-
     def status(self) -> Tensor:
         """int32 [1], a `Status`."""
         wrong = torch.where(self.fits, int(Status.BAD_POSITION), int(Status.CONTEXT_FULL)).to(torch.int32)
@@ -151,7 +150,7 @@ class Control(nn.Module):
 
     def _held(self) -> Tensor:
         """int32 [1 + K]: tokens held, then rows used in each tier."""
-        low, high = (self.progress[0, i, 0, : 1 + self.plan.n_tiers].to(torch.int32) for i in (0, 1))
+        low, high = (row[: 1 + self.plan.n_tiers].to(torch.int32) for row in self.progress.reshape(2, -1))
         return low + high * COUNT_BASE
 
     def _wanted(self, slot: Tensor) -> Tensor:
@@ -163,9 +162,10 @@ class Control(nn.Module):
     def _features(self, slot: Tensor) -> Tensor:
         """reference.depart's features [T, 8] from the sums in the observed state."""
         plan = self.plan
-        width = self.observed.shape[-1]
+        observed = self.observed.reshape(len(OBSERVED), -1)
+        width = observed.shape[1]
         picked = (torch.arange(width, dtype=torch.int32) == slot.unsqueeze(1)).float()  # [T, R]
-        raw = picked @ self.observed[0, :, 0].T  # [T, 8]
+        raw = picked @ observed.T  # [T, 8]
         column = {name: raw[:, i : i + 1] for i, name in enumerate(OBSERVED)}
         heads = plan.n_layers * plan.n_heads
         queries = heads * max(plan.lag, 1)
@@ -284,13 +284,13 @@ class Control(nn.Module):
             )
         )  # [8, T]
         allowed = step.store.float()
-        width = self.observed.shape[-1]
+        old = self.observed.reshape(len(OBSERVED), -1)
+        width = old.shape[1]
         slot = torch.remainder(at, plan.window).unsqueeze(1)
         entered = (torch.arange(width, dtype=torch.int32) == slot).float() * allowed  # [T, R]
         received = (step.recent[:, : plan.window] * step.age_ring).sum(0, keepdim=True) * allowed  # [1, R]
         if width > plan.window:
             received = torch.cat((received, torch.zeros(1, width - plan.window)), dim=1)
-        old = self.observed[0, :, 0]
         old = torch.cat((old[:RECEIVED], old[RECEIVED:] + received))
         new = old * (1.0 - entered.sum(0)) + values @ entered
         self.observed.copy_(new.reshape(self.observed.shape))
@@ -298,7 +298,7 @@ class Control(nn.Module):
     def _repeats(self, step: Step, tokens: Tensor, at: Tensor) -> Tensor:
         """Earlier occurrences of each token [T]; appends the tokens to the history."""
         ids = _two_parts(tokens, ID_BASE)  # [2, T]
-        old = self.history[0, :, 0]  # [2, N]
+        old = self.history.reshape(2, -1)  # [2, N]
         slots = torch.arange(old.shape[1], dtype=torch.int32)
         same = (old.unsqueeze(1) == ids.unsqueeze(2)).float()  # [2, T, N]
         before = same[0] * same[1] * (slots < step.position).float()

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from export.coreml_cache import CoreMLProgram
+from export.coreml_weights import pipeline
 
 DECODE, PREFILL = "decode", "prefill"
 TARGETS = ("iOS18", "iOS26")
-STATE_PREFIX = "model_cache_"
 
 
 @contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """coremltools draws progress bars of its own and warns about the missing Apple runtime: keep them away."""
     saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 2)
@@ -37,7 +37,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 def import_coremltools():  # type: ignore[no-untyped-def]
     """The module, without its import-time warnings."""
-    with _quiet_stderr():
+    with quiet_stderr():
         import coremltools
     return coremltools
 
@@ -47,32 +47,43 @@ def trace(program: CoreMLProgram, tokens: int) -> torch.export.ExportedProgram:
     example = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
     with torch.no_grad():
         traced = torch.export.export(program, example, strict=False).run_decompositions({})
-    graph = traced.graph_module.graph
-    for node in list(graph.nodes):  # coremltools has no converter for these
-        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+    drop_aliases(traced)
     return traced
 
 
-def convert(program: CoreMLProgram, tokens: int, target: str):  # type: ignore[no-untyped-def]
-    """A coremltools MLModel (not loaded) of one function; fp16 inside, buffers become states."""
+def drop_aliases(traced: torch.export.ExportedProgram) -> None:
+    """Remove the copies that coremltools has no converter for."""
+    graph = traced.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default):
+            source = node.args[0]
+            assert isinstance(source, torch.fx.Node)
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def convert(traced: torch.export.ExportedProgram, target: str, weights: str, vocab_size: int, package: Path) -> None:
+    """Save one function as a package; fp16 inside, buffers become states.
+
+    target: one of `TARGETS`; weights: one of `coreml_weights.WEIGHTS`.
+    """
     ct = import_coremltools()
-    traced = trace(program, tokens)
     outputs = [
         ct.TensorType(name="logits", dtype=np.float16),
         ct.TensorType(name="plan", dtype=np.int32),
         ct.TensorType(name="status", dtype=np.int32),
     ]
-    with _quiet_stderr():
-        return ct.convert(
+    with quiet_stderr():
+        model = ct.convert(
             traced,
             outputs=outputs,
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=ct.precision.FLOAT16,
+            pass_pipeline=pipeline(weights, vocab_size),
             compute_units=ct.ComputeUnit.CPU_AND_NE,
             skip_model_load=True,
         )
+        model.save(str(package))
 
 
 def save_functions(models: dict[str, Path], package: Path) -> None:
@@ -82,7 +93,7 @@ def save_functions(models: dict[str, Path], package: Path) -> None:
     for name, path in models.items():
         descriptor.add_function(str(path), src_function_name="main", target_function_name=name)
     descriptor.default_function_name = DECODE
-    with _quiet_stderr():
+    with quiet_stderr():
         ct.utils.save_multifunction(descriptor, str(package))
 
 

@@ -26,6 +26,7 @@ ALIGNMENT = 32  # elements; see the module's docstring
 PAYLOAD_BITS = 12  # of one fp16 element
 RAW_BITS = 16  # a row stored as fp16 values, without codes and scales
 ELEMENT_BYTES = 2
+STATE_PREFIX = "model_cache_"  # of a state's name in the package: where the buffer lies in CoreMLProgram
 
 
 def aligned(count: int) -> int:
@@ -172,14 +173,18 @@ class StateLayout:
 
     @cached_property
     def shared_shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """States of the whole model. progress: counts as low and high 10 bits; history: ids as low and high 8 bits."""
+        """States of the whole model, by name.
+
+        progress: [2, 32] counts, low 10 bits and the rest; observed: [8, window]; history: [2, context] ids, low 8
+        bits and the rest. Rows are padded to a multiple of 32.
+        """
         plan = self.plan
-        shapes = {"progress": (1, 2, 1, ALIGNMENT)}
+        sizes = {"progress": 2 * ALIGNMENT}
         if plan.adaptive:
-            shapes["observed"] = (1, len(OBSERVED), 1, aligned(plan.window))
-            shapes["history"] = (1, 2, 1, aligned(plan.context))
-            shapes["last_logits"] = (1, 1, 1, aligned(plan.vocab_size))
-        return shapes
+            sizes["observed"] = len(OBSERVED) * aligned(plan.window)
+            sizes["history"] = 2 * aligned(plan.context)
+            sizes["last_logits"] = aligned(plan.vocab_size)
+        return {name: (1, 1, 1, size) for name, size in sizes.items()}
 
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, int, int, int]]:
         shapes = {f"sink_{layer}": self.sink_shape}
@@ -192,6 +197,18 @@ class StateLayout:
         for layer in range(self.plan.n_layers):
             shapes |= self.layer_shapes(layer)
         return shapes
+
+    @property
+    def pool_bytes(self) -> dict[str, int]:
+        """Bytes of rows over all layers: sink, window with the copied tiers, narrow tiers by nominal bits; the rest."""
+        totals = {"sink": 0, "window": 0} | {f"tier_{self.plan.tier_bits[k]}": 0 for k in self.narrow_tiers}
+        for layer in range(self.plan.n_layers):
+            totals["sink"] += ELEMENT_BYTES * int(np.prod(self.sink_shape))
+            totals["window"] += ELEMENT_BYTES * int(np.prod(self.window_pool(layer).shape))
+            for k in self.narrow_tiers:
+                totals[f"tier_{self.plan.tier_bits[k]}"] += ELEMENT_BYTES * int(np.prod(self.tier_pool(layer, k).shape))
+        totals["shared"] = self.bytes_allocated - sum(totals.values())
+        return totals
 
     @property
     def bytes_allocated(self) -> int:
@@ -213,17 +230,23 @@ class StateLayout:
             )
             for k in self._used_tiers
         }
-        widths = {
-            str(plan.tier_bits[k]): plan.unit_bits[:, 0, :, k].tolist() for k in self.narrow_tiers
-        }
+        widths = {str(plan.tier_bits[k]): plan.unit_bits[:, 0, :, k].tolist() for k in self.narrow_tiers}
         return {
             "dtype": "float16",
             "bytes_allocated": self.bytes_allocated,
             "bits_per_value": round(self.bits_per_value, 4),
             "share_of_fp16": round(self.bytes_allocated / plan.fp16_bytes, 4),
-            "bits_per_value_of_a_row": row_bits,
+            "bytes": self.pool_bytes,
+            "row_bits_per_value": row_bits,
+            "row_share_of_fp16": {tier: round(bits / 16, 4) for tier, bits in row_bits.items()},
             "k_and_v_bits": widths,
-            "states": {name: {"shape": list(s), "bytes": 2 * int(np.prod(s))} for name, s in self.shapes.items()},
+            "states": {
+                STATE_PREFIX + ("control_" if name in self.shared_shapes else "") + name: {
+                    "shape": list(shape),
+                    "bytes": ELEMENT_BYTES * int(np.prod(shape)),
+                }
+                for name, shape in self.shapes.items()
+            },
         }
 
 

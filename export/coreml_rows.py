@@ -95,7 +95,7 @@ class NarrowTiers:
         """window: levels [units, D, T]; scales: [units, 1, T] -> codes [tiers, units, D, T], scales [.., 1, T]."""
         power = (window * window).mean(1, keepdim=True)
         rms = torch.sqrt(power)
-        factor = (1.0 / rms) * self.of_rms
+        factor = self.of_rms / rms
         scale = rms * self.scale_of_rms
         if self.any_wide:
             factor, scale = factor + self.of_one, scale + self.scale_of_one
