@@ -74,7 +74,7 @@ class NarrowTiers:
 
     def __init__(self, plan: CachePlan, tiers: tuple[int, ...], layer: int) -> None:
         widths = torch.tensor(plan.unit_bits[layer][:, :, list(tiers)]).permute(2, 1, 0).flatten(1)  # [tiers, units]
-        bits = widths.reshape(len(tiers), -1, 1, 1)
+        bits = widths.reshape(len(tiers), 2 * plan.n_kv_heads, 1, 1)
         unbiased = torch.tensor(plan.scale_modes[layer]).T.reshape(1, -1, 1, 1) == int(ScaleMode.UNBIASED)
         wide = bits == 8
         step = torch.ones(bits.shape)
