@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from export.coreml_cache import CoreMLProgram
-from export.coreml_weights import pipeline
+from export.coreml_weights import COMPRESSION_PASS, register_pass_once
 
 DECODE, PREFILL = "decode", "prefill"
 TARGETS = ("iOS18", "iOS26")
@@ -84,6 +84,50 @@ def convert(traced: torch.export.ExportedProgram, target: str, weights: str, voc
             skip_model_load=True,
         )
         model.save(str(package))
+
+
+#: Passes of coremltools' default pipeline that look for what this graph does not have; each walks the whole graph.
+UNUSED_PASSES = {
+    "common::add_conv_transpose_output_shape",
+    "common::canonicalize_quantized_lut_pattern",
+    "common::compose_conv1d",
+    "common::concat_to_pixel_shuffle",
+    "common::dequantize_quantize_pair_elimination",
+    "common::dequantize_to_constexpr",
+    "common::detect_concat_interleave",
+    "common::distributive_quantized_binary_op_scale_normalization",
+    "common::fuse_conv_batchnorm",
+    "common::fuse_conv_bias",
+    "common::fuse_conv_scale",
+    "common::fuse_dilated_conv",
+    "common::fuse_elementwise_to_batchnorm",
+    "common::fuse_gelu_exact",
+    "common::fuse_gelu_tanh_approximation",
+    "common::fuse_layernorm_or_instancenorm",
+    "common::fuse_leaky_relu",
+    "common::fuse_onehot_matmul_to_gather",
+    "common::fuse_pad_conv",
+    "common::fuse_prelu",
+    "common::image_input_preprocess",
+    "common::int_op_canonicalization",
+    "common::lower_complex_dialect_ops",
+    "common::merge_consecutive_paddings",
+    "common::nullify_redundant_quantization_zero_point",
+    "common::prelu_to_lrelu",
+    "common::use_reflection_padding",
+}
+
+
+def pipeline(weights: str, vocab_size: int):  # type: ignore[no-untyped-def]
+    """coremltools' default passes without `UNUSED_PASSES`, and the weight compression."""
+    ct = import_coremltools()
+    passes = ct.PassPipeline()
+    passes.remove_passes(UNUSED_PASSES & set(passes.passes))
+    if weights != "fp16":
+        register_pass_once()
+        passes.append_pass(COMPRESSION_PASS)
+        passes.set_options(COMPRESSION_PASS, {"recipe": weights, "vocab_size": vocab_size})
+    return passes
 
 
 def save_functions(models: dict[str, Path], package: Path) -> None:

@@ -53,29 +53,18 @@ def rounded(weight: Tensor, recipe: str) -> Tensor:
     return torch.from_numpy((wide[0] * (codes.astype(np.float32) - wide[1])).astype(np.float16)).float()
 
 
-def pipeline(recipe: str, vocab_size: int) -> Any:
-    """coremltools' default passes, then the compression. recipe: one of `WEIGHTS`."""
-    import coremltools as ct
-
-    passes = ct.PassPipeline()
-    if recipe != "fp16":
-        _register()
-        passes.append_pass(_PASS)
-        passes.set_options(_PASS, {"recipe": recipe, "vocab_size": vocab_size})
-    return passes
+COMPRESSION_PASS = "adakv::compress_weights"
 
 
-_PASS = "adakv::compress_weights"
-
-
-def _register() -> None:
+def register_pass_once() -> None:
+    """Make `COMPRESSION_PASS` known to coremltools. Its options: recipe, one of `WEIGHTS`, and vocab_size."""
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
     from coremltools.converters.mil.mil.passes.helper import block_context_manager
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY, register_pass
 
-    if _PASS in PASS_REGISTRY:
+    if COMPRESSION_PASS in PASS_REGISTRY:
         return
     uint4 = types.nptype_from_builtin(types.uint4)
 

@@ -1,4 +1,4 @@
-"""The Core ML cache in eager torch, before any conversion, against adakv_model.reference: every policy, any chunking."""
+"""The Core ML cache in eager torch, before conversion, against adakv_model.reference: every policy, any chunking."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_static_plans_have_a_layout(policy: str, tables: CalibrationTables) -> N
 
 
 def test_int4_reproduces_q4_1_weights() -> None:
-    """w = d c + m with fp16 d and m, both extremes present, as llama.cpp writes it: nothing is lost but fp16 rounding."""
+    """w = d c + m with fp16 d and m, both extremes present, as llama.cpp writes it: only fp16 rounding is lost."""
     generator = np.random.default_rng(0)
     codes = generator.integers(0, 16, (64, 4, GROUP_SIZE))
     codes[:, :, 0], codes[:, :, 1] = 0, 15
