@@ -48,7 +48,7 @@ def check_host() -> None:
     if platform.system() != "Darwin":
         raise UserError(
             f"Core ML runs on Apple systems and this is {platform.system()}: use a Mac with Xcode 16, or"
-            " python -m device_tests.coreml_generate, which evaluates the package anywhere"
+            " python -m device_tests.coreml_eval.generate, which evaluates the package anywhere"
         )
     if shutil.which("xcrun") is None:
         raise UserError("xcrun is missing: install Xcode 16 and run xcode-select --install")
