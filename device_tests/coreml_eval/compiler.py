@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 
 from adakv_model.errors import UserError
 from device_tests.coreml_eval import ops  # noqa: F401  (registers the kernels)
-from device_tests.coreml_eval.constants import WeightFiles
+from device_tests.coreml_eval.constants import Constant, WeightFiles
 from device_tests.coreml_eval.program import Precision, Program, Registers
 from device_tests.coreml_eval.registry import KERNELS
-from device_tests.coreml_eval.steps import Argument, Constant, Node, build_steps, fold, place
+from device_tests.coreml_eval.steps import Argument, Node, build_steps, fold, place
 from device_tests.coreml_eval.tensor_spec import UnsupportedTypeError, is_string, spec_of
 
 # Operation -> its input that names the state, and the one with the value to write.
@@ -73,7 +73,7 @@ class _Compiler:
             steps=build_steps(live, kept, self.registers, self.precision),
             registers=self.registers,
             slots=slots | results,
-            holds=[node.arguments for node in live],
+            constants=[constant for node in live for constant in node.constants()],
         )
 
     def new_register(self, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,23 @@ _BLOB_READERS = {"FLOAT16": "read_fp16_data", "FLOAT32": "read_float_data"} | {
     + ("UINT32",)
 }
 _BITS = {"INT4": 4, "UINT1": 1, "UINT2": 2, "UINT3": 3, "UINT4": 4, "UINT6": 6}
+
+
+class Constant:
+    """A value known before the program runs: a tensor, a string or a list of tensors, made when first asked for."""
+
+    def __init__(self, key: Hashable, make: Callable[[], Any]) -> None:
+        """Equal keys mean equal values, within one package."""
+        self.key = key
+        self._make: Callable[[], Any] | None = make
+        self._value: Any = None
+
+    @property
+    def value(self) -> Any:
+        if self._make is not None:
+            self._value = self._make()
+            self._make = None  # lets go of what it was made from, such as packed weights
+        return self._value
 
 
 class WeightFiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.errors import UserError
+from device_tests.coreml_eval.constants import Constant
 from device_tests.coreml_eval.tensor_spec import TensorSpec
 
 Precision = Literal["fp16", "fp32"]
@@ -45,11 +46,11 @@ class Program:
         steps: list[Step],
         registers: Registers,
         slots: dict[str, int],
-        holds: object,
+        constants: Sequence[Constant],
     ) -> None:
-        """`registers` has the constants in it; `slots` finds inputs, states and `output:NAME`s there.
+        """`slots` finds inputs, states and `output:NAME`s in `registers`, which hold constants that operations list.
 
-        `holds` is kept alive with the program: constants that other functions of the package may share.
+        `constants` are all that the steps use, kept so that other functions of the package can share them.
         """
         self.name = name
         self.precision = precision
@@ -59,7 +60,12 @@ class Program:
         self._steps = steps
         self._registers = registers
         self._slots = slots
-        self._holds = holds
+        self._constants = constants
+
+    @property
+    def constants(self) -> list[Any]:
+        """What the operations use that is known before the run: tensors float32 or integer, strings."""
+        return [constant.value for constant in self._constants]
 
     def new_state(self) -> dict[str, np.ndarray]:
         """Zeros for every state of this function, as Core ML begins: float32 for half states in "fp32" precision."""

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from device_tests.coreml_eval.constants import Constant
 from device_tests.coreml_eval.program import Precision, Registers, Step
 from device_tests.coreml_eval.registry import Kernel
 from device_tests.coreml_eval.tensor_spec import TensorSpec
-
-
-class Constant:
-    """A value known before the program runs: a tensor, a string or a list of tensors, made when first asked for."""
-
-    def __init__(self, key: Hashable, make: Callable[[], Any]) -> None:
-        """Equal keys mean equal values, within one package."""
-        self.key = key
-        self._make: Callable[[], Any] | None = make
-        self._value: Any = None
-
-    @property
-    def value(self) -> Any:
-        if self._make is not None:
-            self._value = self._make()
-            self._make = None  # lets go of what it was made from, such as packed weights
-        return self._value
-
 
 Argument = Constant | int | list[Constant | int]  # an int is a register
 
@@ -45,7 +28,13 @@ class Node:
     specs: list[TensorSpec]
 
     def reads(self) -> set[int]:
-        return {value for argument in self.arguments.values() for value in _listed(argument) if isinstance(value, int)}
+        return {value for value in self._values() if isinstance(value, int)}
+
+    def constants(self) -> list[Constant]:
+        return [value for value in self._values() if isinstance(value, Constant)]
+
+    def _values(self) -> list[Constant | int]:
+        return [value for argument in self.arguments.values() for value in _listed(argument)]
 
 
 def fold(kernel: Kernel, arguments: dict[str, Argument], specs: list[TensorSpec], precision: Precision) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from device_tests.coreml_eval.package import Package
 from device_tests.coreml_eval.program import Precision
+from export.coreml_convert import quiet_stderr
 from export.quiet import quiet
 
 with quiet():
@@ -59,9 +60,9 @@ def run_cases(
     return results
 
 
-def check_case(case: Case, results: Mapping[str, list[np.ndarray]]) -> None:
-    """Compare: same types (bool and narrow integers come out as int32), shapes and values."""
-    expected = _expected(case)
+def check_case(case: Case, results: Mapping[str, list[np.ndarray]], *, target: str = "iOS18") -> None:
+    """Compare with what is expected: shapes and values (bool and narrow integers come out as int32)."""
+    expected = _expected(case, target)
     outputs = results[case.name]
     assert len(outputs) == len(expected)
     for got, want in zip(outputs, expected, strict=True):
@@ -77,11 +78,12 @@ def check_case(case: Case, results: Mapping[str, list[np.ndarray]]) -> None:
         assert np.all(same | near), f"{got} is not {want}"
 
 
-def save_program(
-    path: Path, inputs: Mapping[str, Any], build: Callable[[dict[str, Any]], list[Any]], target: str = "iOS18"
-) -> Package:
-    """Save a one-function program built from placeholders by name, without optimisation, and open it."""
-    with quiet():
+Build = Callable[[dict[str, Any]], list[Any]]  # from placeholders by name to output variables
+
+
+def save_program(path: Path, inputs: Mapping[str, Any], build: Build, target: str = "iOS18") -> Package:
+    """Save a one-function program, without optimisation, and open it. `inputs`: placeholders by name."""
+    with quiet(), quiet_stderr():
         with Function(dict(inputs), opset_version=TARGETS[target]) as function:
             function.set_outputs(build(function.inputs))
         program = Program()
@@ -94,6 +96,18 @@ def save_program(
             skip_model_load=True,
         )
         model.save(str(path))
+    return Package(path)
+
+
+def save_functions(path: Path, functions: Mapping[str, tuple[Mapping[str, Any], Build]], default: str) -> Package:
+    """Save several functions, each (placeholders, build), as one package that stores their weights once; open it."""
+    merged = ct.utils.MultiFunctionDescriptor()
+    for name, (inputs, build) in functions.items():
+        part = save_program(path.with_name(f"{name}.mlpackage"), inputs, build)
+        merged.add_function(str(part.path), "main", name)
+    merged.default_function_name = default
+    with quiet(), quiet_stderr():
+        ct.utils.save_multifunction(merged, str(path))
     return Package(path)
 
 
@@ -127,14 +141,16 @@ def _restored(var: Any, array: np.ndarray) -> Any:
     return var if array.dtype.name in ("float16", "float32", "int32") else mb.cast(x=var, dtype=array.dtype.name)
 
 
-def _expected(case: Case) -> list[np.ndarray]:
+def _expected(case: Case, target: str) -> list[np.ndarray]:
     values = {key: _widened(value) for key, value in (case.inputs | case.constants).items()}
     if case.expected is not None:
         result = case.expected(**values)
         return [np.asarray(r) for r in (result if isinstance(result, list) else [result])]
-    with quiet(), Function({}, opset_version=ct.target.iOS18):
+    with quiet(), Function({}, opset_version=TARGETS[target]):
         made = getattr(mb, case.op)(**values)
     outputs = list(made) if isinstance(made, (list, tuple)) else [made]
+    if case.op.startswith("constexpr_"):  # kept compressed until asked
+        return [np.asarray(outputs[0].op.materialized_val_inference())]
     assert all(var.val is not None for var in outputs), f"{case.op} has no value inference: give `expected`"
     return [np.asarray(var.val) for var in outputs]
 
