@@ -58,6 +58,11 @@ CASES = [
         "constexpr_blockwise_shift_scale",
         constants={"data": codes(UINT4, 0, 16, 2, 8), "scale": scales(2, 2), "offset": codes(UINT4, 0, 16, 2, 2)},
     ),
+    Case(
+        "uint4_half_offset",
+        "constexpr_blockwise_shift_scale",
+        constants={"data": codes(UINT4, 0, 16, 6, 8), "scale": scales(6, 2), "offset": ROW.reshape(6, 4)[:, :2]},
+    ),
     *(
         Case(
             f"lut_{bits}",

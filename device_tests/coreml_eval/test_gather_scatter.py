@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from device_tests.coreml_eval.testing import Case, check_case, save_program
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(3, 4, 5)).astype(np.float16)
 I32 = np.int32
-COMBINE = {
+COMBINE: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,

@@ -149,6 +149,7 @@ class Ring(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.key = torch.nn.Linear(16, 16)
+        self.rows: torch.Tensor
         self.register_buffer("rows", torch.zeros(1, 1, 4, 16))
 
     def forward(self, x: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
@@ -177,4 +178,4 @@ def test_a_converted_torch_module_gives_torch_results(tmp_path: Path) -> None:
             expected = module(x, slot).numpy()
         got = program.run({"x": x.numpy(), "slot": slot.numpy()}, state)[output]
         np.testing.assert_allclose(got, expected, atol=2e-3)
-    np.testing.assert_allclose(state["rows"], module.rows.numpy(), atol=2e-3)  # type: ignore[operator]
+    np.testing.assert_allclose(state["rows"], module.rows.numpy(), atol=2e-3)
