@@ -58,7 +58,10 @@ def report(manifest: dict, out: Path) -> None:
         print_report(manifest, console)
         return
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
-    table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest.get('quantize', 'fp16')}")
+    table.add_row(
+        "program",
+        f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest.get('quantize') or manifest['weights']}",
+    )
     table.add_row(
         "KV cache",
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"

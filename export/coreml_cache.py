@@ -84,7 +84,7 @@ class CoreMLCache(nn.Module):
             "offset": tables.v_mean[layer].float().repeat_interleave(group, 0).unsqueeze(1),  # [H, 1, D]
         }
         for name, value in constants.items():
-            self.register_buffer(f"{name}_{layer}", value, persistent=False)
+            self.register_buffer(f"{name}_{layer}", value)
 
     @property
     def step(self) -> Step:

@@ -100,10 +100,10 @@ class Control(nn.Module):
         for name, shape in layout.shared_shapes.items():
             self.register_buffer(name, torch.zeros(shape))
         cos, sin = rope_tables(config, self.plan.context)
-        self.register_buffer("cos", torch.cat((cos, cos), 1), persistent=False)  # [N, D]
-        self.register_buffer("sin", torch.cat((-sin, sin), 1), persistent=False)
+        self.register_buffer("cos", torch.cat((cos, cos), 1))  # [N, D]
+        self.register_buffer("sin", torch.cat((-sin, sin), 1))
         if self.plan.adaptive:
-            self.register_buffer("frequency", tables.token_log_frequency.float(), persistent=False)
+            self.register_buffer("frequency", tables.token_log_frequency.float())
 
     cos: Tensor
     sin: Tensor

@@ -27,7 +27,7 @@ STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each re
 class IosOptions:
     """One export. `cache` is checked against the model; the rest by the command line.
 
-    backend: coreml writes a package; executorch a .pte with the Core ML delegate; xnnpack the .pte of --target
+    backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte of --target
     android, which is the same file on iOS. quantize and embedding are the latter's.
     """
 
@@ -80,7 +80,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
                 "target": "ios",
                 "backend": options.backend,
                 "deployment_target": options.deployment_target,
-                "weights": options.weights,
+                "weights": options.weights if options.backend == "coreml" else "fp16",
                 "calibration": tables.info,
                 "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
                 "core_ml_states": StateLayout(planned.plan).to_manifest(),
