@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= smollm2-135m-instruct
 ARTIFACT ?= artifacts/$(MODEL)-android
+IOS_ARTIFACT ?= artifacts/$(MODEL)-ios
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help venv android test lint parity kernels clean
+.PHONY: help venv android ios test lint parity kernels clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard a
 android: venv  ## Export the default model for Android and let it answer a prompt on this machine
 	$(BIN)/python export.py --target android --model $(MODEL) --out $(ARTIFACT)
 	$(BIN)/python -m adakv_model.generate --artifact $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 96
+
+ios: venv  ## Export the Core ML package, report on it, and let it answer a prompt in the evaluator (no Mac needed)
+	$(BIN)/python export.py --target ios --model $(MODEL) --out $(IOS_ARTIFACT)
+	$(BIN)/python -m device_tests.coreml_eval.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
 
 test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
 	$(BIN)/python -m pytest

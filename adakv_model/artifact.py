@@ -38,12 +38,13 @@ class Artifact:
         except json.JSONDecodeError as e:
             raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
         missing = [name for name in self.manifest.get("files", {}) if not (folder / name).is_file()]
-        if missing or not self.program.is_file():
-            raise UserError(f"{folder} lacks {', '.join(missing) or PROGRAM}: export again")
+        if missing or not self.program.exists():
+            raise UserError(f"{folder} lacks {', '.join(missing) or self.program.name}: export again")
 
     @property
     def program(self) -> Path:
-        return self.folder / PROGRAM
+        """The .pte, or the .mlpackage folder of a Core ML artifact."""
+        return self.folder / self.manifest.get("program", PROGRAM)
 
     @property
     def operator_library(self) -> Path:
@@ -72,7 +73,12 @@ class Artifact:
         return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
 
     def load(self) -> HostModel:
-        """The program, loaded into this process's ExecuTorch runtime."""
+        """The program, loaded into this process's ExecuTorch runtime. Raises UserError for a Core ML artifact."""
+        if "core_ml_states" in self.manifest:
+            raise UserError(
+                f"{self.program} is a Core ML program: run it with python -m device_tests.coreml_eval.generate,"
+                " or on a Mac with ios/"
+            )
         return HostModel(self)
 
 

@@ -37,6 +37,7 @@ class AndroidOptions:
     quantize: str = DEFAULT_RECIPE
     embedding: str | None = None  # default_embedding(quantize)
     cache: CacheOptions = field(default_factory=CacheOptions)
+    target: str = "android"
 
 
 def choose_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
@@ -82,7 +83,7 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             write_tokenizer(checkpoint, folder)
             tables.save(folder / CALIBRATION)
             sections: dict[str, object] = {
-                "target": "android",
+                "target": options.target,
                 "quantize": options.quantize,
                 "embedding": embedding,
                 "weights": bits,

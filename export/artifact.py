@@ -1,4 +1,4 @@
-"""Writing the Android artifact: everything goes to a temporary folder beside the target, renamed when complete."""
+"""Writing an artifact folder: everything goes to a temporary folder beside the target, renamed when complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adakv_model.checkpoint_weights import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 
-VERSIONED = ("adakv", "torch", "executorch", "torchao", "transformers", "numpy")
+VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def write_manifest(
         },
         **sections,
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
-        "files": {p.name: describe(p) for p in sorted(folder.iterdir())},
+        "files": {str(p.relative_to(folder)): describe(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest

@@ -17,7 +17,10 @@ from rich.table import Table
 from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
-from export.android import STAGES, AndroidOptions, export_android
+from export import android, ios
+from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
+from export.coreml_report import print_report
+from export.coreml_weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -48,15 +51,21 @@ def stages(total: int) -> Iterator:
         yield stage
 
 
+def weights_of(manifest: dict) -> str:
+    """The weight recipe of a program, in words."""
+    if "quantize" not in manifest:  # a Core ML delegate
+        return manifest["weights"]
+    return f"{manifest['quantize']} ({manifest['weights']['bits_per_weight']:.2f} bits a weight)"
+
+
 def report(manifest: dict, out: Path) -> None:
     """A summary people read; the machine-readable one is manifest.json."""
     cache, files = manifest["kv_cache"], manifest["files"]
+    if "report" in manifest:
+        print_report(manifest, console)
+        return
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
-    table.add_row(
-        "program",
-        f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {manifest['quantize']}"
-        f" ({manifest['weights']['bits_per_weight']:.2f} bits a weight)",
-    )
+    table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {weights_of(manifest)}")
     table.add_row(
         "KV cache",
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"
@@ -69,7 +78,9 @@ def report(manifest: dict, out: Path) -> None:
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main(
-    target: Annotated[str, typer.Option(help="What to export for: android (ExecuTorch .pte on XNNPACK).")] = "android",
+    target: Annotated[
+        str, typer.Option(help="What to export for: android (ExecuTorch .pte on XNNPACK) or ios (Core ML package).")
+    ] = "android",
     model: Annotated[
         str, typer.Option(help=f"Registered model ({', '.join(MODELS)}) or a hub id such as owner/name.")
     ] = DEFAULT_MODEL,
@@ -115,6 +126,19 @@ def main(
             show_default=False,
         ),
     ] = None,
+    weights: Annotated[
+        str, typer.Option(help=f"Weights of a Core ML program: {', '.join(WEIGHTS)} (int4: groups of 32).")
+    ] = "int8",
+    deployment_target: Annotated[
+        str, typer.Option(help=f"Oldest system of a Core ML program: {', '.join(DEPLOYMENT_TARGETS)}.")
+    ] = "iOS18",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="With --target ios: coreml (.mlpackage), executorch (.pte with the Core ML delegate) or xnnpack (the"
+            " .pte of --target android)."
+        ),
+    ] = "coreml",
     tables: Annotated[
         Path | None,
         typer.Option(help="Calibration tables of this checkpoint (scripts/calibrate.py). [default: the shipped ones]"),
@@ -126,13 +150,18 @@ def main(
 ) -> None:
     """Export SmolLM with an adaptive-precision KV cache for a phone.
 
-    Writes a folder with model.pte, the host operator library, the tokenizer and manifest.json, e.g.
+    Writes a folder with the program, the tokenizer and manifest.json, e.g.
 
       python export.py --target android --kv-bits 3.5 --context 2048
+
+      python export.py --target ios --weights int4 --context 2048
     """
     try:
         for name, value, allowed in (
-            ("--target", target, ("android",)),
+            ("--target", target, ("android", "ios")),
+            ("--weights", weights, WEIGHTS),
+            ("--deployment-target", deployment_target, DEPLOYMENT_TARGETS),
+            ("--backend", backend, ios.BACKENDS),
             ("--quantize", quantize, RECIPES),
             ("--embedding", embedding, EMBEDDINGS),
         ):
@@ -140,9 +169,15 @@ def main(
                 raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
         out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
         cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)
-        options = AndroidOptions(model, out, checkpoint, random_weights, tables, quantize, embedding, cache)
-        with stages(STAGES) as stage:
-            manifest = export_android(options, sys.argv, stage)
+        source = (model, out, checkpoint, random_weights, tables)
+        if target == "ios":
+            apple = ios.IosOptions(*source, deployment_target, weights, backend, quantize, embedding, cache)
+            with stages(ios.STAGES[backend]) as stage:
+                manifest = ios.export_ios(apple, sys.argv, stage)
+        else:
+            options = android.AndroidOptions(*source, quantize, embedding, cache)
+            with stages(android.STAGES) as stage:
+                manifest = android.export_android(options, sys.argv, stage)
     except UserError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None

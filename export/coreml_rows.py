@@ -1,0 +1,169 @@
+"""Rows of the Core ML cache as torch operations that convert to an ML Program: quantize, pack, unpack, transform.
+
+Everything here is exact in fp16 where it handles codes: digits, packed elements and levels are small integers or
+short binary fractions. Levels are scaled to (-1, 1), level = (2 code - (2^b - 1)) / 2^b, so that a product with a
+query cannot overflow, and the stored scale is 2^b times the quantizer's half step (adakv_model/quantizer.py).
+Tensors are channel first: [units, head_dim, tokens].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from adakv_model.plan import CachePlan
+from adakv_model.quantizer import GAUSSIAN_STEP, ScaleMode, hadamard
+from export.coreml_layout import PAYLOAD_BITS, RowLayout, Section, field_bits
+
+SMALLEST = 1e-4  # a peak below this divides as this: still a normal fp16 number
+
+
+@dataclass(frozen=True)
+class RowTransforms:
+    """Linear maps of one layer: stored rows are store (x - mean); queries query q; outputs output (sum p row) + mean.
+
+    store: float32 [2 KV, D, D], K heads then V heads; query and output: float32 [KV, D, D]. Whatever the maps are,
+    query^T store = 1 / sqrt(D) on the K side and output store = 1 on the V side. A first axis of 1 broadcasts.
+    """
+
+    store: Tensor
+    query: Tensor
+    output: Tensor
+
+
+@lru_cache(maxsize=8)
+def _hadamard_matrix(size: int) -> Tensor:
+    return hadamard(torch.eye(size, dtype=torch.float64)).float()
+
+
+def row_transforms(plan: CachePlan, layer: int) -> RowTransforms:
+    """The one place that says how a layer's rows are rotated: here the orthonormal Hadamard transform for all."""
+    matrix = _hadamard_matrix(plan.head_dim).unsqueeze(0)
+    return RowTransforms(store=matrix, query=matrix * (1.0 / math.sqrt(plan.head_dim)), output=matrix)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """codes: float [units, D, T], whole numbers; scales: float [units, 1, T], 2^b times the half step."""
+
+    codes: Tensor
+    scales: Tensor
+
+
+def quantize_window(x: Tensor) -> Quantized:
+    """8-bit rows by their absolute maximum. x: float [units, D, T], transformed."""
+    peak = x.abs().amax(1, keepdim=True)
+    codes = torch.floor(x / peak.clamp(min=SMALLEST) * 127.5 + 128.0).clamp(0.0, 255.0)
+    return Quantized(codes, peak * (256.0 / 255.0))
+
+
+def window_levels(codes: Tensor) -> Tensor:
+    return codes * (2.0 / 256) - 255.0 / 256
+
+
+class NarrowTiers:
+    """Requantizes window rows to every narrow tier at once; constants [tiers, units, 1, 1] hold the widths.
+
+    Works on the window's levels, not on its values: a row's own scale cancels in its codes, so they follow exactly
+    from the 8-bit codes. An 8-bit unit inside a narrow tier keeps its codes (its grid is the window's).
+    """
+
+    def __init__(self, plan: CachePlan, tiers: tuple[int, ...], layer: int) -> None:
+        widths = torch.tensor(plan.unit_bits[layer][:, :, list(tiers)]).permute(2, 1, 0).flatten(1)  # [tiers, units]
+        bits = widths.reshape(len(tiers), 2 * plan.n_kv_heads, 1, 1)
+        unbiased = torch.tensor(plan.scale_modes[layer]).T.reshape(1, -1, 1, 1) == int(ScaleMode.UNBIASED)
+        wide = bits == 8
+        step = torch.ones(bits.shape)
+        for width, value in GAUSSIAN_STEP.items():
+            step = torch.where(bits == width, torch.tensor(value), step)
+        levels = (2.0**bits).float()
+        self.any_wide = bool(wide.any())
+        self.of_rms = torch.where(wide, 0.0, 1.0 / step)  # code = level * (of_rms / rms + of_one) + levels / 2
+        self.of_one = torch.where(wide, 128.0, 0.0)
+        self.middle, self.top = levels / 2, levels - 1
+        self.level_factor, self.level_offset = 2.0 / levels, (levels - 1) / levels
+        self.scale_of_rms = torch.where(wide, 0.0, step / 2 * levels)
+        self.scale_of_one = torch.where(wide, 1.0, 0.0)
+        self.unbiased = unbiased & ~wide
+        self.any_unbiased = bool(self.unbiased.any())
+
+    def __call__(self, window: Tensor, scales: Tensor) -> Quantized:
+        """window: levels [units, D, T]; scales: [units, 1, T] -> codes [tiers, units, D, T], scales [.., 1, T]."""
+        power = (window * window).mean(1, keepdim=True)
+        rms = torch.sqrt(power)
+        factor = self.of_rms / rms
+        scale = rms * self.scale_of_rms
+        if self.any_wide:
+            factor, scale = factor + self.of_one, scale + self.scale_of_one
+        codes = torch.minimum(torch.floor(window * factor + self.middle).clamp(min=0.0), self.top)
+        if self.any_unbiased:
+            levels = codes * self.level_factor - self.level_offset
+            projection = (window * levels).mean(2, keepdim=True).clamp(min=SMALLEST)
+            scale = torch.where(self.unbiased, power / projection, scale)
+        return Quantized(codes, scale * scales)
+
+
+def pack_row(row: RowLayout, codes: Tensor, scales: Tensor) -> Tensor:
+    """Columns [channels, T] of a pool. codes: [units, D, T]; scales: [units, 1, T]."""
+    tokens, first, parts = codes.shape[-1], 0, []
+    for section in row.sections:
+        parts.append(_pack_section(section, codes[first : first + section.units].reshape(-1, tokens)))
+        first += section.units
+    parts.append(scales.reshape(row.units, tokens))
+    padding = row.channels - row.used_channels
+    if padding:
+        parts.append(torch.zeros(padding, tokens))
+    return torch.cat(parts)
+
+
+def _pack_section(section: Section, codes: Tensor) -> Tensor:
+    """[codes, T] -> [elements, T]: digit field f of element j is digit j + f * elements, the top field signed."""
+    width = field_bits(section.bits)
+    fields = PAYLOAD_BITS // width
+    if section.bits == 8:
+        high = torch.floor(codes * (1.0 / 16))
+        codes = torch.cat((high, codes - high * 16.0))
+    missing = fields * section.elements - codes.shape[0]
+    if missing:
+        codes = torch.cat((codes, torch.zeros(missing, codes.shape[1])))
+    digits = codes.reshape(fields, section.elements, -1)
+    powers, bias = _powers(width), torch.zeros(fields, 1, 1)
+    bias[-1] = 2.0**PAYLOAD_BITS / 2
+    return (digits * powers - bias).sum(0)
+
+
+def _powers(width: int) -> Tensor:
+    return 2.0 ** (width * torch.arange(PAYLOAD_BITS // width, dtype=torch.float32)).reshape(-1, 1, 1)
+
+
+def unpack_row(row: RowLayout, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels [units, D, slots] and scales [units, 1, slots] of a whole pool [1, channels, 1, slots]."""
+    slots = pool.shape[-1]
+    sections = []
+    for section in row.sections:
+        packed = pool[:, section.channel : section.channel + section.elements]
+        count = section.units * row.head_dim
+        sections.append(_unpack_section(section, packed, count).reshape(section.units, row.head_dim, slots))
+    levels = sections[0] if len(sections) == 1 else torch.cat(sections)
+    scales = pool[:, row.scales_channel : row.scales_channel + row.units].reshape(row.units, 1, slots)
+    return levels, scales
+
+
+def _unpack_section(section: Section, packed: Tensor, count: int) -> Tensor:
+    """[1, elements, 1, slots] -> levels [count, slots]. digit f = floor(w / 2^(b f)) - 2^b floor(w / 2^(b (f + 1)))."""
+    width, slots = field_bits(section.bits), packed.shape[-1]
+    powers = _powers(width).unsqueeze(1)  # [fields, 1, 1, 1]
+    fields, last = powers.shape[0], torch.zeros(powers.shape[0], 1, 1, 1)
+    last[-1] = 1.0  # the top field is stored minus half its range and needs no subtraction
+    step = 2.0**-width
+    low = torch.floor(packed * (1.0 / powers)) * (2.0 * step)
+    high = torch.floor(packed * ((1.0 - last) * step / powers)) * 2.0
+    levels = low - high + (last - (1.0 - step))
+    digits = levels.reshape(fields * section.elements, slots)
+    if section.bits == 8:  # level of 8 bits = level of the high digit + level of the low digit / 16
+        digits = digits[:count] + digits[count : 2 * count] * (1.0 / 16)
+    return digits[:count]

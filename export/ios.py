@@ -1,0 +1,169 @@
+"""The iOS target: checkpoint -> `.mlpackage` with the cache in Core ML states, or a `.pte` for ExecuTorch on iOS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adakv_model.artifact import CALIBRATION
+from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.config import MODELS
+from adakv_model.controller import Controller
+from adakv_model.model import build_model
+from adakv_model.reference import FEATURES
+from adakv_model.tables import CalibrationTables
+from export.android import AndroidOptions, Stage, choose_tables, export_android
+from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.coreml_cache import CoreMLCache, CoreMLProgram, check_plan
+from export.coreml_layout import StateLayout, coarse_plan
+from export.quiet import quiet
+from export.weights import DEFAULT_RECIPE
+
+BACKENDS = ("coreml", "executorch", "xnnpack")
+STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
+
+
+@dataclass(frozen=True)
+class IosOptions:
+    """One export. `cache` is checked against the model; the rest by the command line.
+
+    backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte of --target
+    android, which is the same file on iOS. quantize and embedding are the latter's.
+    """
+
+    model: str
+    out: Path
+    checkpoint: Path | None = None
+    random_weights: bool = False
+    tables: Path | None = None
+    deployment_target: str = "iOS18"
+    weights: str = "int8"
+    backend: str = "coreml"
+    quantize: str = DEFAULT_RECIPE
+    embedding: str | None = None
+    cache: CacheOptions = field(default_factory=CacheOptions)
+
+
+def build_program(checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache) -> CoreMLProgram:
+    """The float model over the Core ML cache, with the norm that cannot overflow in fp16."""
+    controller = Controller(tables.scorer, planned.thresholds) if planned.plan.adaptive else None
+    cache = CoreMLCache(checkpoint.config, planned.plan, tables, controller)
+    return CoreMLProgram(build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=True))
+
+
+def package_name(checkpoint: Checkpoint) -> str:
+    """File name of the package, e.g. SmolLM2-135M-Instruct.mlpackage."""
+    spec = MODELS.get(checkpoint.name)
+    return f"{spec.display_name if spec else checkpoint.name.rpartition('/')[2]}.mlpackage"
+
+
+def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
+    """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
+    if options.backend == "xnnpack":
+        return export_android(_android_options(options), command, stage)
+    with quiet(), atomic_folder(options.out) as folder:
+        with stage("load checkpoint"):
+            checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
+            tables = choose_tables(checkpoint, options.tables)
+            planned = coarse_plan(plan_cache(checkpoint.config, tables, options.cache), tables)
+            check_plan(planned.plan)
+            program = build_program(checkpoint, tables, planned)
+            checkpoint.weights.clear()
+        if options.backend == "executorch":
+            sections = _delegate(options, checkpoint, planned, program, folder, stage)
+        else:
+            sections = _package(options, checkpoint, planned, program, folder, stage)
+        with stage("write artifact"):
+            write_tokenizer(checkpoint, folder)
+            tables.save(folder / CALIBRATION)
+            common: dict[str, object] = {
+                "target": "ios",
+                "backend": options.backend,
+                "deployment_target": options.deployment_target,
+                "weights": options.weights if options.backend == "coreml" else "fp16",
+                "calibration": tables.info,
+                "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
+                "core_ml_states": StateLayout(planned.plan).to_manifest(),
+            }
+            return write_manifest(
+                folder, checkpoint=checkpoint, plan=planned.plan, sections=common | sections, command=command
+            )
+
+
+def _package(
+    options: IosOptions,
+    checkpoint: Checkpoint,
+    planned: PlannedCache,
+    program: CoreMLProgram,
+    folder: Path,
+    stage: Stage,
+) -> dict[str, object]:
+    """Convert both functions and merge them into one package; the manifest's sections about it."""
+    from export import coreml_convert as core_ml
+    from export.coreml_report import package_report
+
+    sizes = {core_ml.DECODE: 1, core_ml.PREFILL: planned.plan.chunk}
+    name = package_name(checkpoint)
+    with core_ml.scratch(folder.parent) as scratch:
+        parts: dict[str, Path] = {}
+        for function, tokens in sizes.items():
+            with stage(f"trace {function}"):
+                traced = core_ml.trace(program, tokens)
+            with stage(f"convert {function}"):
+                parts[function] = scratch / f"{function}.mlpackage"
+                core_ml.convert(
+                    traced, options.deployment_target, options.weights, checkpoint.config.vocab_size, parts[function]
+                )
+                del traced
+        with stage("merge functions"):
+            core_ml.save_functions(parts, folder / name)
+            report = package_report(folder / name)
+    vocabulary, columns = checkpoint.config.vocab_size, 2 + planned.plan.n_tiers
+    methods = {
+        function: {
+            "inputs": {"tokens": ["int32", [1, tokens]], "input_pos": ["int32", [1]]},
+            "outputs": {
+                "logits": ["float16", [1, tokens, vocabulary]],
+                "plan": ["int32", [tokens, columns]],
+                "status": ["int32", [1]],
+            },
+        }
+        for function, tokens in sizes.items()
+    }
+    return {"program": name, "methods": methods, "report": report}
+
+
+def _delegate(
+    options: IosOptions,
+    checkpoint: Checkpoint,
+    planned: PlannedCache,
+    program: CoreMLProgram,
+    folder: Path,
+    stage: Stage,
+) -> dict[str, object]:
+    from adakv_model.artifact import PROGRAM
+    from export.coreml_delegate import lower_to_delegate
+
+    with stage("lower to Core ML delegate"):
+        calls = lower_to_delegate(program, checkpoint.config, planned.plan, options.deployment_target, folder / PROGRAM)
+    vocabulary = checkpoint.config.vocab_size
+    forward = {
+        "inputs": {"tokens": ["int64", [1, 1]], "input_pos": ["int64", [1]]},
+        "outputs": {"logits": ["float32", [1, 1, vocabulary]]},
+    }
+    return {"program": PROGRAM, "methods": {"forward": forward}, "operators": calls}
+
+
+def _android_options(options: IosOptions) -> AndroidOptions:
+    return AndroidOptions(
+        options.model,
+        options.out,
+        options.checkpoint,
+        options.random_weights,
+        options.tables,
+        options.quantize,
+        options.embedding,
+        options.cache,
+        target="ios",
+    )

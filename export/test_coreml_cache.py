@@ -1,0 +1,109 @@
+"""The Core ML cache in eager torch, before conversion, against adakv_model.reference: every policy, any chunking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.controller import Controller
+from adakv_model.errors import UserError
+from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.model import Llama, build_model
+from adakv_model.tables import CalibrationTables, neutral_tables
+from adakv_model.testing_checkpoints import SMALL
+from export.coreml_cache import CoreMLCache, CoreMLProgram
+from export.coreml_control import Status
+from export.coreml_layout import coarse_plan
+
+CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
+TOKENS = torch.randint(0, CONFIG.vocab_size, (100,), generator=torch.Generator().manual_seed(3)).tolist()
+ADAPTIVE = CacheOptions(context=100, window=8, kv_bits=6.5)
+OPTIONS = [
+    ADAPTIVE,
+    replace(ADAPTIVE, kv_bits=9.0),
+    *(CacheOptions(context=100, window=8, policy=p) for p in ("static-2", "static-3", "static-4", "static-8", "fp16")),
+]
+
+
+@pytest.fixture(scope="module")
+def tables() -> CalibrationTables:
+    return neutral_tables(CONFIG)
+
+
+def build(tables: CalibrationTables, options: CacheOptions) -> tuple[CoreMLProgram, Llama, PlannedCache]:
+    planned = coarse_plan(plan_cache(CONFIG, tables, options), tables)
+    weights = draw_weights(CONFIG, 0)
+
+    def controller() -> Controller | None:
+        return Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
+
+    ours = CoreMLProgram(build_model(CONFIG, weights, CoreMLCache(CONFIG, planned.plan, tables, controller())))
+    cache = MixedPrecisionCache(CONFIG, planned.plan, tables, controller())
+    return ours, build_model(CONFIG, weights, cache), planned
+
+
+@torch.no_grad()
+def run(program: CoreMLProgram, tokens: list[int], chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [n, V] and plans [n, 2 + K]; a rest that is no whole chunk goes one by one."""
+    logits, plans, position = [], [], 0
+    while position < len(tokens):
+        count = chunk if position + chunk <= len(tokens) else 1
+        ids = torch.tensor([tokens[position : position + count]], dtype=torch.int32)
+        rows, plan, status = program(ids, torch.tensor([position], dtype=torch.int32))
+        assert int(status) == Status.OK
+        logits.append(rows[0])
+        plans.append(plan)
+        position += count
+    return torch.cat(logits), torch.cat(plans)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.policy}-{o.kv_bits}")
+def test_equals_the_reference_for_any_chunking(options: CacheOptions, tables: CalibrationTables) -> None:
+    ours, reference, planned = build(tables, options)
+    plan = planned.plan
+    with torch.no_grad():
+        expected = torch.cat([reference(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(TOKENS)])
+    assert isinstance(reference.cache, MixedPrecisionCache)
+    tiers = reference.cache.tiers[1 : len(TOKENS) - plan.window].tolist()
+    for chunk in {1, plan.chunk}:
+        logits, plans = run(ours, TOKENS, chunk)
+        assert plans[plan.window + 1 :, 0].tolist() == tiers
+        assert plans[-1, 2:].tolist() == reference.cache.progress[1:].tolist() == list(plan.capacities)
+        assert float((logits - expected).abs().max()) < 0.02 * float(expected.abs().max())
+
+
+def test_slots_are_given_in_order(tables: CalibrationTables) -> None:
+    ours, _, planned = build(tables, ADAPTIVE)
+    _, plans = run(ours, TOKENS, planned.plan.chunk)
+    for tier in range(planned.plan.n_tiers):
+        slots = plans[plans[:, 0] == tier, 1].tolist()
+        assert slots == list(range(len(slots)))
+
+
+@torch.no_grad()
+def test_what_may_not_run_is_reported_and_stores_nothing(tables: CalibrationTables) -> None:
+    ours, _, planned = build(tables, ADAPTIVE)
+    run(ours, TOKENS, planned.plan.chunk)
+    before = {name: value.clone() for name, value in ours.cache.named_buffers()}
+    chunk = planned.plan.chunk
+    for tokens, position, status in (
+        (TOKENS[:1], 100, Status.CONTEXT_FULL),
+        (TOKENS[:chunk], 99, Status.CONTEXT_FULL),
+        (TOKENS[:1], 50, Status.BAD_POSITION),
+        (TOKENS[:chunk], 3, Status.BAD_POSITION),
+    ):
+        ids = torch.tensor([tokens], dtype=torch.int32)
+        assert int(ours(ids, torch.tensor([position], dtype=torch.int32))[2]) == status
+    trash = {pool.name: pool.trash for layer in range(CONFIG.n_layers) for pool in ours.cache.layout.pools(layer)}
+    for name, value in ours.cache.named_buffers():
+        kept = torch.arange(value.shape[-1]) != trash.get(name, -1)
+        assert torch.equal(value[..., kept], before[name][..., kept]), name
+
+
+def test_a_16_bit_window_is_refused_where_it_does_not_fit(tables: CalibrationTables) -> None:
+    with pytest.raises(UserError, match="drop --window-bits 16"):
+        build(tables, replace(ADAPTIVE, window_bits=16, kv_bits=12.0))

@@ -1,0 +1,145 @@
+"""Rows of the Core ML cache: packing is exact in fp16, and widths and padding are what the plan says."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.config import MODELS
+from adakv_model.quantizer import ScaleMode, dequantize, hadamard, quantize
+from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
+from export.coreml_layout import ALIGNMENT, RowLayout, StateLayout, coarse_plan, elements
+from export.coreml_rows import NarrowTiers, pack_row, quantize_window, row_transforms, unpack_row, window_levels
+from export.coreml_weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
+
+WIDTHS = (2, 3, 4, 8)
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def tables() -> CalibrationTables:
+    return CalibrationTables.load(shipped_tables(MODEL))
+
+
+@pytest.fixture(scope="module")
+def planned(tables: CalibrationTables) -> PlannedCache:
+    return coarse_plan(plan_cache(MODELS[MODEL].config, tables, CacheOptions()), tables)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3, 5, 32])
+@pytest.mark.parametrize(("k_bits", "v_bits"), list(itertools.product(WIDTHS, WIDTHS)))
+def test_packed_rows_survive_fp16_and_unpack_to_the_same_codes(k_bits: int, v_bits: int, kv_heads: int) -> None:
+    row, tokens = RowLayout(k_bits, v_bits, kv_heads, 64), 5
+    generator = torch.Generator().manual_seed(k_bits * 10 + v_bits)
+    bits = torch.tensor([k_bits] * kv_heads + [v_bits] * kv_heads).reshape(-1, 1, 1)
+    codes = torch.floor(torch.rand(2 * kv_heads, 64, tokens, generator=generator) * 2.0**bits)
+    codes[:, :, 0], codes[:, :, 1] = 0, 2.0 ** bits[:, :, 0] - 1  # the extremes
+    scales = torch.rand(2 * kv_heads, 1, tokens, generator=generator).half().float()
+    packed = pack_row(row, codes, scales)
+    assert packed.shape == (row.channels, tokens)
+    assert row.channels % ALIGNMENT == 0
+    assert torch.equal(packed.half().float(), packed), "an fp16 state must hold every element exactly"
+    levels, read = unpack_row(row, packed.reshape(1, row.channels, 1, tokens))
+    assert torch.equal(levels, (2 * codes - (2.0**bits - 1)) / 2.0**bits)
+    assert torch.equal(read, scales)
+
+
+def test_elements_per_row() -> None:
+    """Six 2-bit, four 3-bit and three 4-bit codes an element; an 8-bit code is two thirds of one."""
+    assert [elements(192, bits) for bits in WIDTHS] == [32, 48, 64, 128]
+    assert RowLayout(4, 3, 3, 64).used_channels == 64 + 48 + 6
+
+
+def test_quantizers_agree_with_the_reference() -> None:
+    """Window rows, then every narrow width from the window's own codes."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 64, 9, generator=generator) * torch.rand(6, 1, 9, generator=generator) * 3
+    codes, scale = quantize(x.transpose(1, 2), 8)
+    fresh = quantize_window(x)
+    assert torch.equal(fresh.codes, codes.transpose(1, 2).float())
+    assert torch.allclose(fresh.scales[:, 0], scale.float() * 256, rtol=1e-3)
+    window = dequantize(codes, scale, 8)
+    plan = planned_of_one_layer()
+    narrow = NarrowTiers(plan, (0, 1, 2), 0)(window_levels(fresh.codes), scale.float().unsqueeze(1) * 256)
+    for tier in range(3):
+        for unit in range(6):
+            side, head = divmod(unit, 3)
+            bits = int(plan.unit_bits[0, head, side, tier])
+            expected, step = quantize(window[unit], bits, ScaleMode(int(plan.scale_modes[0, head, side])))
+            assert torch.equal(narrow.codes[tier, unit].T, expected.float()), (tier, unit)
+            assert torch.allclose(narrow.scales[tier, unit, 0], step.float() * 2**bits, rtol=2e-3)
+
+
+def planned_of_one_layer():  # type: ignore[no-untyped-def]
+    """Three narrow tiers with mixed widths and scale modes."""
+    config = replace(MODELS[MODEL].config, n_layers=1)
+    plan = plan_cache(config, neutral_tables(config), CacheOptions(kv_bits=10.0)).plan
+    bits, modes = np.full((1, 3, 2, 5), 8), np.zeros((1, 3, 2), dtype=np.int64)
+    bits[0, :, 0, :3], bits[0, :, 1, :3] = [3, 4, 8], [2, 3, 4]
+    modes[0, 1:, :] = 1
+    return replace(plan, unit_bits=bits, scale_modes=modes)
+
+
+def test_transforms_undo_each_other(planned: PlannedCache) -> None:
+    """What attention needs of any row transform: logits and outputs as without it."""
+    maps = row_transforms(planned.plan, 0)
+    identity = torch.eye(64)
+    assert torch.allclose(maps.query.transpose(1, 2) @ maps.store[:1], identity / 8, atol=1e-6)
+    assert torch.allclose(maps.output @ maps.store[:1], identity, atol=1e-6)
+    x = torch.randn(4, 64)
+    assert torch.allclose(x @ maps.store[0].T, hadamard(x), atol=1e-5)
+
+
+def test_states_take_at_most_45_percent_of_fp16_at_3_5_bits(planned: PlannedCache) -> None:
+    layout = StateLayout(planned.plan)
+    assert planned.plan.context == 2048
+    assert layout.bytes_allocated <= 0.45 * planned.plan.fp16_bytes
+    assert layout.bytes_allocated == sum(layout.pool_bytes.values())
+    for shape in layout.shapes.values():
+        assert all(dim == 1 or dim % ALIGNMENT == 0 for dim in shape)
+
+
+def test_one_width_per_layer_side_and_tier(planned: PlannedCache, tables: CalibrationTables) -> None:
+    """Heads share a width; padding is used; no row is longer than the plain allocation would make it."""
+    plan = planned.plan
+    assert (plan.unit_bits == plan.unit_bits[:, :1]).all()
+    assert plan.unit_bits.max() == plan.window_bits
+    fine = plan_cache(MODELS[MODEL].config, tables, CacheOptions()).plan
+    assert plan.capacities == fine.capacities
+    for tier in range(2):
+        assert plan.unit_bits[..., tier].mean() >= fine.unit_bits[..., tier].mean() - 0.02
+
+
+@pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16"])
+def test_static_plans_have_a_layout(policy: str, tables: CalibrationTables) -> None:
+    planned = coarse_plan(plan_cache(MODELS[MODEL].config, tables, CacheOptions(policy=policy)), tables)
+    layout = StateLayout(planned.plan)
+    stored = sum(pool.slots for pool in layout.pools(0))
+    assert stored >= planned.plan.context - 1
+    assert ("observed" in layout.shapes) is False
+
+
+def test_int4_reproduces_q4_1_weights() -> None:
+    """w = d c + m with fp16 d and m, both extremes present, as llama.cpp writes it: only fp16 rounding is lost."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 16, (64, 4, GROUP_SIZE))
+    codes[:, :, 0], codes[:, :, 1] = 0, 15
+    d = (generator.random((64, 4)) * 0.02 + 0.005).astype(np.float16).astype(np.float32)
+    m = (-8 * d + generator.normal(0, 0.01, (64, 4))).astype(np.float16).astype(np.float32)
+    weight = (codes * d[:, :, None] + m[:, :, None]).reshape(64, 128)
+    packed, _, _ = quantize_int4(weight)
+    assert np.array_equal(packed.reshape(codes.shape), codes)
+    big = np.tile(weight, (8, 1))
+    error = np.abs(rounded(torch.from_numpy(big), "int4").numpy() - big).max()
+    assert error < 0.02 * d.max()
+
+
+def test_int8_rows_are_within_half_a_step() -> None:
+    weight = np.random.default_rng(1).normal(0, 0.1, (16, 64)).astype(np.float16)
+    codes, scale = quantize_int8(weight)
+    assert (np.abs(codes * scale.astype(np.float32) - weight) <= 0.51 * scale.astype(np.float32)).all()
