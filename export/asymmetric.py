@@ -59,7 +59,7 @@ class AsymmetricLinear(nn.Module):
         codes, step, low = fit_groups(weight)
         step = step.bfloat16().float()
         offsets = low + 8 * step  # of the rounded step, so that code 0 is exactly `low`
-        self.weight = nn.Parameter(_int_weight((codes - 8).flatten(1), step.squeeze(-1), torch.int4), False)
+        self.weight = nn.Parameter(_int_weight((codes - 8).flatten(1), step.squeeze(-1), torch.int4), False)  # type: ignore[attr-defined]
         offsets = offsets.squeeze(-1)
         scale = offsets.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
         self.offsets = nn.Parameter(_int_weight(torch.round(offsets / scale), scale, torch.int8), False)
