@@ -28,8 +28,8 @@ STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each re
 class IosOptions:
     """One export. `cache` is checked against the model; the rest by the command line.
 
-    backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the
-    .pte of --target android, which is the same file on iOS. quantize and embedding are the latter's.
+    backend: coreml writes a package; executorch a .pte with the Core ML delegate and fp16 weights; xnnpack the .pte of
+    --target android, which is the same file on iOS. quantize and embedding are the latter's.
     """
 
     model: str
