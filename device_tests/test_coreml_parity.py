@@ -7,7 +7,7 @@ By default: two layers of the real checkpoint, exported here. In full, on all la
 
 The evaluator runs the package twice: "fp32" rounds nothing and must reproduce the reference; "fp16" rounds every
 result as fp16 hardware would, and may differ where a code is a rounding tie. Neither is Apple hardware. Bounds are
-two to three times what was measured on 2 and on 30 layers; a wrong row, mask, scale or tier costs far more.
+two to three times what was measured on 2 layers; a wrong row, mask, scale or tier costs far more.
 """
 
 from __future__ import annotations
