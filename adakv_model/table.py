@@ -112,7 +112,7 @@ class TableHead(nn.Module):
 
     def __init__(self, table: TokenTable, shared: bool) -> None:
         super().__init__()
-        self._shared = (table,) if shared else ()
+        self._shared: tuple[TokenTable, ...] = (table,) if shared else ()
         self.table = None if shared else table
 
     def forward(self, x: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Scorer:
     @torch.no_grad()
     def _losses(self, title: str, logits: Callable[[Tensor], Tensor]) -> Tensor:
         parts = []
-        for window in cli.track(title, self.windows):
+        for window in cli.track(title, list(self.windows)):
             prediction = logits(window[:-1].unsqueeze(0)).log_softmax(-1)
             parts.append(-prediction.gather(1, window[1:].unsqueeze(1))[:, 0])
         return torch.cat(parts)
