@@ -59,10 +59,10 @@ class AsymmetricLinear(nn.Module):
         codes, step, low = fit_groups(weight)
         step = step.bfloat16().float()
         offsets = low + 8 * step  # of the rounded step, so that code 0 is exactly `low`
-        self.weight = nn.Parameter(_int_weight((codes - 8).flatten(1), step.squeeze(-1), torch.int4), False)  # type: ignore[attr-defined]
+        self.weight = nn.Parameter(_int_weight((codes - 8).flatten(1), step.squeeze(-1), 4), False)
         offsets = offsets.squeeze(-1)
         scale = offsets.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        self.offsets = nn.Parameter(_int_weight(torch.round(offsets / scale), scale, torch.int8), False)
+        self.offsets = nn.Parameter(_int_weight(torch.round(offsets / scale), scale, 8), False)
         self.ones = nn.Parameter(torch.ones(1, GROUP), False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class AsymmetricLinear(nn.Module):
         return F.linear(x, self.weight) + F.linear(sums, self.offsets)
 
 
-def _int_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _int_weight(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """torchao's exportable weight, int8 activations per token. codes [N, K], scale [N, groups]."""
     from torchao.quantization import IntxUnpackedToInt8Tensor
     from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
@@ -83,7 +83,7 @@ def _int_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         qdata=codes.to(torch.int8),
         scale=scale,
         zero_point=torch.zeros_like(scale, dtype=torch.int8),
-        target_dtype=dtype,
+        target_dtype=getattr(torch, f"int{bits}"),
         block_size=(1, codes.shape[1] // scale.shape[1]),
         dtype=torch.float32,
         activation_quantization=Activations.INT8_ASYM_PER_TOKEN,

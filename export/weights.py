@@ -83,7 +83,7 @@ def _tensor_bits(tensor: Tensor) -> float:
     data = tensor.data
     if not isinstance(data, IntxUnpackedToInt8Tensor):
         return tensor.numel() * tensor.element_size() * 8
-    width = 4 if data.target_dtype == torch.int4 else 8  # type: ignore[attr-defined]
+    width = 8 if data.target_dtype == torch.int8 else 4
     # XNNPACK stores scales of groups as bfloat16, of rows as float32; the quantized embedding keeps float32.
     grouped = data.scale.shape[1] > 1 and data.activation_quantization is not None
     return data.qdata.numel() * width + data.scale.numel() * (16 if grouped else 32)
