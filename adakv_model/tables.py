@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.quantizer import hadamard, n_bands
 
 SHIPPED = Path(__file__).parent / "calibrated"
 DEFAULT_CONTROLLER = "smollm2-135m-instruct"
@@ -26,19 +28,27 @@ DEFAULT_CONTROLLER = "smollm2-135m-instruct"
 
 @dataclass
 class CalibrationTables:
-    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. sensitivity: float32 [L, KV, 2], the loss
-    added per unit of relative quantization noise in a unit (mean 1). scale_modes: uint8 [L, KV, 2].
+    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. k_transform: float16 [L, KV, D, D], invertible,
+    applied to K after RoPE and without its mean; its rows are the channels that are stored, the most sensitive band
+    first. sensitivity: float32 [L, KV, 2, bands], the loss added per unit of relative quantization noise in a band
+    (mean 1). scale_modes: uint8 [L, KV, 2].
     token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
     the scorer's output on the calibration text. info: provenance (commands, texts, token counts)."""
 
     k_mean: Tensor
     v_mean: Tensor
+    k_transform: Tensor
     sensitivity: Tensor
     scale_modes: Tensor
     token_log_frequency: Tensor
     scorer: ImportanceScorer
     score_quantiles: Tensor
     info: dict = field(default_factory=dict)
+
+    @cached_property
+    def q_transform(self) -> Tensor:
+        """float32 [L, KV, D, D], inverse transpose of k_transform: what queries are multiplied by."""
+        return torch.linalg.inv(self.k_transform.double()).transpose(-1, -2).float().contiguous()
 
     def save(self, path: Path) -> None:
         """Write atomically."""
@@ -71,7 +81,8 @@ class CalibrationTables:
         shapes: dict[str, tuple[int, ...]] = {
             "k_mean": expected,
             "v_mean": expected,
-            "sensitivity": units,
+            "k_transform": (*expected, config.head_dim),
+            "sensitivity": (*units, n_bands(config.head_dim)),
             "scale_modes": units,
         }
         shapes["token_log_frequency"] = (config.vocab_size,)
@@ -82,7 +93,13 @@ class CalibrationTables:
             )
 
 
-_PLAIN = ("k_mean", "v_mean", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles")
+_PLAIN = ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles")
+
+
+def hadamard_transforms(config: LlamaConfig) -> Tensor:
+    """The transform of an uncalibrated K: float16 [L, KV, D, D]."""
+    matrix = hadamard(torch.eye(config.head_dim))
+    return matrix.half().expand(config.n_layers, config.n_kv_heads, -1, -1).contiguous()
 
 
 def neutral_tables(config: LlamaConfig) -> CalibrationTables:
@@ -96,7 +113,8 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     return CalibrationTables(
         k_mean=mean,
         v_mean=mean.clone(),
-        sensitivity=torch.ones(units),
+        k_transform=hadamard_transforms(config),
+        sensitivity=torch.ones(*units, n_bands(config.head_dim)),
         scale_modes=torch.zeros(units, dtype=torch.uint8),
         token_log_frequency=frequency,
         scorer=donor.scorer,
