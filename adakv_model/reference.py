@@ -117,12 +117,17 @@ def depart(
     return features
 
 
+def spill_order(wanted: int, n_tiers: int) -> list[int]:
+    """All tiers, nearest to the wanted one first, narrower before wider."""
+    near = [tier for distance in range(n_tiers) for tier in (wanted - distance, wanted + distance)]
+    return list(dict.fromkeys(tier for tier in near if 0 <= tier < n_tiers))
+
+
 def nearest_tier_with_room(wanted: int, fill: list[int], capacities: list[int]) -> int:
     """The wanted tier, else the nearest one with a free slot, narrower before wider."""
-    for distance in range(len(capacities)):
-        for tier in (wanted - distance, wanted + distance):
-            if 0 <= tier < len(capacities) and fill[tier] < capacities[tier]:
-                return tier
+    for tier in spill_order(wanted, len(capacities)):
+        if fill[tier] < capacities[tier]:
+            return tier
     raise ValueError("every tier is full: the plan does not hold the context")
 
 

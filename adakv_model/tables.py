@@ -33,7 +33,9 @@ class CalibrationTables:
     first. sensitivity: float32 [L, KV, 2, bands], the loss added per unit of relative quantization noise in a band
     (mean 1). scale_modes: uint8 [L, KV, 2].
     token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
-    the scorer's output on the calibration text. info: provenance (commands, texts, token counts)."""
+    the scorer's output on the calibration text; feature_quantiles: float32 [8, Q], of the features. paper_scorer,
+    paper_quantiles: the same from the paper's four features alone, for comparison. info: provenance (commands,
+    texts, token counts)."""
 
     k_mean: Tensor
     v_mean: Tensor
@@ -43,6 +45,9 @@ class CalibrationTables:
     token_log_frequency: Tensor
     scorer: ImportanceScorer
     score_quantiles: Tensor
+    feature_quantiles: Tensor
+    paper_scorer: ImportanceScorer
+    paper_quantiles: Tensor
     info: dict = field(default_factory=dict)
 
     @cached_property
@@ -52,8 +57,10 @@ class CalibrationTables:
 
     def save(self, path: Path) -> None:
         """Write atomically."""
-        tensors = {name: getattr(self, name).contiguous() for name in _PLAIN}
-        tensors |= {f"scorer.{name}": value.contiguous() for name, value in self.scorer.state_dict().items()}
+        tensors = {name: getattr(self, name).contiguous().clone() for name in _PLAIN}
+        for part in _SCORERS:
+            state = getattr(self, part).state_dict()
+            tensors |= {f"{part}.{name}": value.clone() for name, value in state.items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
         temporary.chmod(0o644)  # safetensors creates private files
@@ -68,9 +75,8 @@ class CalibrationTables:
             with safe_open(path, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
-            scorer = ImportanceScorer(tensors["scorer.hidden.bias"].shape[0])
-            scorer.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("scorer.")})
-            return cls(**{name: tensors[name] for name in _PLAIN}, scorer=scorer, info=info)
+            scorers = {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
+            return cls(**{name: tensors[name] for name in _PLAIN}, **scorers, info=info)
         except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as e:
             raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
 
@@ -93,7 +99,17 @@ class CalibrationTables:
             )
 
 
-_PLAIN = ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles")
+_PLAIN = (
+    "k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles",
+    "feature_quantiles", "paper_quantiles",
+)  # fmt: skip
+_SCORERS = ("scorer", "paper_scorer")
+
+
+def _scorer(tensors: Mapping[str, Tensor], prefix: str) -> ImportanceScorer:
+    scorer = ImportanceScorer(tensors[f"{prefix}hidden.bias"].shape[0])
+    scorer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return scorer.requires_grad_(False)
 
 
 def hadamard_transforms(config: LlamaConfig) -> Tensor:
@@ -119,6 +135,9 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
         token_log_frequency=frequency,
         scorer=donor.scorer,
         score_quantiles=donor.score_quantiles,
+        feature_quantiles=donor.feature_quantiles,
+        paper_scorer=donor.paper_scorer,
+        paper_quantiles=donor.paper_quantiles,
         info={"calibrated": False, "controller": DEFAULT_CONTROLLER},
     )
 
