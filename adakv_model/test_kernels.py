@@ -1,5 +1,8 @@
 """The C++ kernels against the torch reference: equal bytes, tiers and slots; attention to 1e-5."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +64,33 @@ def test_packed_bytes_are_identical(seed: int, dim: int, mode: ScaleMode, scale:
     assert torch.equal(scales.view(torch.uint8), native_scales.view(torch.uint8))
     decoded = native.dequantize_rows(packed, native_scales, bits, dim, mode)
     assert torch.equal(decoded, dequantize(codes, scales, bits, mode))
+
+
+def documented_reader() -> Callable[[np.ndarray, list[int], int, int], np.ndarray]:
+    """read_row of docs/cache-format.md."""
+    text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text()
+    namespace: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], namespace)
+    return namespace["read_row"]
+
+
+@pytest.mark.parametrize("mode", ScaleMode)
+@pytest.mark.parametrize("dim", DIMS)
+def test_the_documented_reader_reads_every_width(dim: int, mode: ScaleMode) -> None:
+    read_row, random = documented_reader(), np.random.default_rng(dim)
+    mixed = [join_bands([int(b) for b in random.permutation(BAND_BITS)[: n_bands(dim)]]) for _ in range(6)]
+    for bits in [*SUPPORTED_BITS, *mixed]:
+        packed, scales = native.quantize_rows(rows(bits, 5, dim, 1.0), bits)
+        at, scale_at = 16, 16 + packed.numel() + 3  # scales at any offset
+        buffer = np.full(scale_at + 2 * len(scales), 255, dtype=np.uint8)
+        buffer[at : at + packed.numel()] = packed.flatten().numpy()
+        stored = scales.view(torch.uint8).numpy()
+        buffer[scale_at : scale_at + len(stored)] = stored
+        expected = native.dequantize_rows(packed, scales, bits, dim, mode)
+        for row in range(5):
+            got = read_row(buffer, [bits, 5, at, scale_at, int(mode)], row, dim)
+            assert got.dtype == np.float32
+            assert np.array_equal(got, expected[row].numpy()), hex(bits)
 
 
 def test_scale_codes_are_identical_at_every_bound() -> None:
