@@ -13,7 +13,6 @@ policy and kept under --work-dir: an interrupted run continues, and all comparis
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +21,13 @@ from rich.table import Table
 
 from adakv_model import artifact as artifacts
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
-from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from evaluation import results
+from evaluation.bench import console, open_bench
 from evaluation.data import TASKS
-from evaluation.policies import BUDGETED, NAMES, REFERENCE, PolicySpec, load_tables
-from evaluation.runner import BATCH_TOKENS, MIN_TOKENS, Evaluator, Task, compare, console, has_static_comparison
+from evaluation.policies import BUDGETED, NAMES, REFERENCE, PolicySpec, parse_policy
+from evaluation.runner import MIN_TOKENS, Evaluator, Task, compare, evaluate_policy, header
 from evaluation.scorers import open_artifact
 from training import cli
 
@@ -73,66 +72,41 @@ def main(
         Path | None, typer.Option(help="Resumable results of single items. [default: ~/.cache/adakv/evaluation]")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Rows of one forward pass.")] = BATCH_TOKENS,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Rows of one forward pass.")] = 2048,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
     if reference_artifact is not None and artifact is None:
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     cli.set_threads(threads)
-    loaded = load_checkpoint(model, path=checkpoint)
-    if loaded.random:
-        raise UserError("random weights have no accuracy: pass a real checkpoint")
+    bench = open_bench(model, checkpoint, tables, work_dir, batch_tokens=batch_tokens, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits)
-    others = tuple(parse_policy(name, spec) for name in against or ())
-    program = open_artifact(artifact, loaded) if artifact else None
+    others = tuple(parse_policy(name, spec, "--against") for name in against or ())
+    program = open_artifact(artifact, bench.checkpoint) if artifact else None
     if program is not None:
         if threads:
             artifacts.set_threads(threads)
         plan = program.plan
         context = min(context, plan.context)
         spec = PolicySpec(plan.policy, None, context, plan.window, plan.window_bits)
-    calibration = load_tables(loaded, tables)
     for wanted in others if program else (spec, *others):
-        wanted.make(loaded, calibration)  # complain before the long work
-    evaluator = Evaluator(
-        loaded, calibration, Task(task, data_dir, context, tokens, limit), work_dir, batch_tokens, fresh
-    )
-    if reference_artifact:
-        reference = evaluator.artifact(open_artifact(reference_artifact, loaded))
+        wanted.make(bench.checkpoint, bench.tables)  # complain before the long work
+    evaluator = Evaluator(bench, Task(task, data_dir, context, tokens, limit))
+    if program is None:
+        result = evaluate_policy(evaluator, spec, static=static, against=others)
     else:
-        reference = evaluator.policy(spec.named(REFERENCE))
-    mine = evaluator.artifact(program) if program else evaluator.policy(spec)
-    with_static = static and program is None and has_static_comparison(spec)
-    result: dict[str, Any] = {
-        "task": task,
-        "model": loaded.name,
-        "checkpoint": loaded.source.get("sha256"),
-        "policy": spec.name,
-        "kv_bits": spec.kv_bits,
-        "context": context,
-        "window": spec.window,
-        "window_bits": spec.window_bits,
-        "limit": limit,
-        **compare(evaluator, mine, reference, spec, static=with_static, against=others),
-        "tokens_per_second": round(next(iter(reversed(evaluator.speed.values())), 0.0), 1) or None,
-        "command": cli.command_line("scripts/evaluate.py"),
-    }
-    if program is not None:
+        mine = evaluator.artifact(program)
+        if reference_artifact:
+            reference = evaluator.artifact(open_artifact(reference_artifact, bench.checkpoint))
+        else:
+            reference = evaluator.policy(spec.named(REFERENCE))
+        result = header(evaluator, spec) | compare(evaluator, mine, reference, spec, static=False, against=others)
         result |= {"artifact": program.folder.name, "allocated_bits": program.plan.bits_per_value}
+    result["command"] = cli.command_line("scripts/evaluate.py")
     report(result)
     results.append(results_file, result)
     if json_file is not None:
         results.write_json(json_file, result)
-
-
-def parse_policy(text: str, spec: PolicySpec) -> PolicySpec:
-    """NAME or NAME@BITS, with the context and window of `spec`. Raises UserError."""
-    name, _, bits = text.partition("@")
-    try:
-        return replace(spec, name=name, kv_bits=float(bits) if bits else None)
-    except ValueError as error:
-        raise UserError(f"--against {text!r} is not NAME or NAME@BITS, such as age-3 or random@3.25") from error
 
 
 def report(result: dict[str, Any]) -> None:

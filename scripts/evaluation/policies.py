@@ -73,3 +73,12 @@ def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
     tables.check(checkpoint.config)
     measured = (tables.k_mean, tables.v_mean, tables.sensitivity, tables.scale_modes, tables.token_log_frequency)
     return Tables(tables, digest_of(*measured, tables.score_quantiles, *tables.scorer.state_dict().values()))
+
+
+def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:
+    """NAME or NAME@BITS, otherwise like `base`. Raises UserError naming the option."""
+    name, _, bits = text.partition("@")
+    try:
+        return replace(base, name=name, kv_bits=float(bits) if bits else None)
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not NAME or NAME@BITS, such as age-3 or random@3.25") from error

@@ -59,9 +59,22 @@ def _newest(rows: Iterable[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write atomically. Raises UserError."""
+    write_text(path, json.dumps(finite(content), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(finite(content), indent=1) + "\n")
+        temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Comma-separated numbers. Raises UserError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not a list of numbers such as 512,2048") from error

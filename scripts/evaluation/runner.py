@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adakv_model.artifact import Artifact
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint
 from adakv_model.text import codec_for
 from evaluation import choices, measurement, perplexity
+from evaluation.bench import Bench
 from evaluation.data import TEXT_TASK, load_items, load_text
 from evaluation.measurement import Measurement
-from evaluation.policies import REFERENCE, STATIC_WIDTHS, PolicySpec, Tables
+from evaluation.policies import REFERENCE, STATIC_WIDTHS, PolicySpec
 from evaluation.scorers import ArtifactScorer, Scorer
-from evaluation.store import ItemStore
-
-console = Console(stderr=True, highlight=False)
 
 MIN_TOKENS = 40_000  # of text, unless --tokens says otherwise
-BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -40,73 +32,53 @@ class Task:
     limit: int | None = None
 
 
-@dataclass
 class Evaluator:
     """Makes and reads per-item results of one checkpoint on one task. Raises UserError for bad data."""
 
-    checkpoint: Checkpoint
-    tables: Tables
-    task: Task
-    work_dir: Path | None = None
-    batch_tokens: int = BATCH_TOKENS
-    fresh: bool = False
-    speed: dict[str, float] = field(default_factory=dict)  # tokens per second of what this process computed
-
-    def __post_init__(self) -> None:
-        codec = codec_for(self.checkpoint)
-        if self.task.name == TEXT_TASK:
-            text = load_text(self.task.data_dir)
+    def __init__(self, bench: Bench, task: Task) -> None:
+        self.bench, self.task = bench, task
+        codec = codec_for(bench.checkpoint)
+        self._data: dict[str, Any] = {"task": task.name}
+        if task.name == TEXT_TASK:
+            text = load_text(task.data_dir)
             ids = torch.tensor(codec.encode(text.text), dtype=torch.int64)
-            self.windows = perplexity.cut(ids, self.task.context, self.task.tokens, self.task.limit)
-            self._data = {"text": text.sha256, "context": self.task.context}
+            self.windows = perplexity.cut(ids, task.context, task.tokens, task.limit)
+            self._data |= {"text": text.sha256, "context": task.context}
         else:
-            loaded = load_items(self.task.name, self.task.data_dir)
-            self.items = choices.encode_items(loaded.items[: self.task.limit], codec, self.task.context)
-            self._data = {"items": loaded.sha256}
+            loaded = load_items(task.name, task.data_dir)
+            self.items = choices.encode_items(loaded.items[: task.limit], codec, task.context)
+            self._data |= {"items": loaded.sha256}
+
+    @property
+    def clusters(self) -> int:
+        """Windows of text, or items."""
+        return len(self.windows) if self.task.name == TEXT_TASK else len(self.items)
 
     def policy(self, spec: PolicySpec) -> Measurement:
         """A policy in the simulated cache."""
-        return self.measure(
-            spec.title, spec.identity(self.tables), lambda: spec.simulator(self.checkpoint, self.tables)
+        bench = self.bench
+        return self._measure(
+            spec.title, spec.identity(bench.tables), lambda: spec.simulator(bench.checkpoint, bench.tables)
         )
 
     def artifact(self, artifact: Artifact) -> Measurement:
         """An exported program."""
         program = artifact.manifest["files"][artifact.program.name]["sha256"]
-        return self.measure(f"artifact-{program[:8]}", {"program": program}, lambda: ArtifactScorer(artifact))
+        return self._measure(f"artifact-{program[:8]}", {"program": program}, lambda: ArtifactScorer(artifact))
 
-    def measure(self, title: str, policy: dict[str, Any], scorer: Callable[[], Scorer]) -> Measurement:
-        """Score what is missing, with a progress bar, and read all of it."""
-        weights = self.checkpoint.source.get("sha256") or self.checkpoint.source
-        identity = {"task": self.task.name, **self._data, "checkpoint": weights, "policy": policy}
-        folder = self.work_dir or default_cache_dir() / "evaluation"
-        store = ItemStore(folder, f"{self.task.name}-{title}", identity)
-        if self.fresh:
-            store.clear()
-        is_text = self.task.name == TEXT_TASK
-        total = (
-            sum(len(w.tokens) for w in self.windows if w.key not in store)
-            if is_text
-            else sum(item.tokens for item in self.items if item.key not in store)
-        )
-        columns = (BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"))
-        started = time.perf_counter()
-        with Progress(
-            TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-            transient=True, disable=not total or not console.is_terminal,
-        ) as progress:  # fmt: skip
-            bar = progress.add_task(f"{self.task.name} {title}", total=total)
-
-            def advance(tokens: int) -> None:
-                progress.advance(bar, tokens)
-
-            if is_text:
-                perplexity.score_windows(scorer, self.windows, store, self.batch_tokens, advance)
-            else:
-                choices.score_items(scorer, self.items, store, advance)
-        if total:
-            self.speed[title] = total / (time.perf_counter() - started)
-        return measurement.of_windows(self.windows, store) if is_text else measurement.of_items(self.items, store)
+    def _measure(self, title: str, policy: dict[str, Any], scorer: Callable[[], Scorer]) -> Measurement:
+        """Score what is missing and read all of it."""
+        title = f"{self.task.name} {title}"
+        store = self.bench.store(title, self._data, policy)
+        if self.task.name == TEXT_TASK:
+            missing = sum(len(window.tokens) for window in self.windows if window.key not in store)
+            with self.bench.progress(title, missing) as advance:
+                perplexity.score_windows(scorer, self.windows, store, self.bench.batch_tokens, advance)
+            return measurement.of_windows(self.windows, store)
+        missing = sum(item.tokens for item in self.items if item.key not in store)
+        with self.bench.progress(title, missing) as advance:
+            choices.score_items(scorer, self.items, store, advance)
+        return measurement.of_items(self.items, store)
 
     def static_neighbours(self, spec: PolicySpec, bits: float) -> list[tuple[str, Measurement]]:
         """The widest static cache of at most `bits` total bits and the next wider one (the same at the ends)."""
@@ -147,6 +119,29 @@ def compare(
     return out
 
 
-def has_static_comparison(spec: PolicySpec) -> bool:
-    """Whether static at equal bits says anything about this policy."""
-    return spec.name != REFERENCE and not spec.name.startswith("static-")
+def header(evaluator: Evaluator, spec: PolicySpec) -> dict[str, Any]:
+    """What identifies a result: task, checkpoint, policy and options."""
+    checkpoint, task = evaluator.bench.checkpoint, evaluator.task
+    return {
+        "task": task.name,
+        "model": checkpoint.name,
+        "checkpoint": checkpoint.source.get("sha256"),
+        "policy": spec.name,
+        "kv_bits": spec.kv_bits,
+        "context": task.context,
+        "window": spec.window,
+        "window_bits": spec.window_bits,
+        "limit": task.limit,
+    }
+
+
+def evaluate_policy(
+    evaluator: Evaluator, spec: PolicySpec, *, static: bool = True, against: tuple[PolicySpec, ...] = ()
+) -> dict[str, Any]:
+    """The result of one simulated policy, as results files hold it but for `command`."""
+    fp16 = evaluator.policy(spec.named(REFERENCE))
+    mine = evaluator.policy(spec)
+    comparable = static and spec.name != REFERENCE and not spec.name.startswith("static-")
+    compared = compare(evaluator, mine, fp16, spec, static=comparable, against=against)
+    speed = evaluator.bench.speed.get(f"{evaluator.task.name} {spec.title}")
+    return header(evaluator, spec) | compared | {"tokens_per_second": speed}
