@@ -23,10 +23,11 @@ from adakv_model import artifact as artifacts
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.policies import NAMES
 from evaluation import results
 from evaluation.bench import console, open_bench
 from evaluation.data import TASKS
-from evaluation.policies import BUDGETED, NAMES, REFERENCE, PolicySpec, parse_policy
+from evaluation.policies import BUDGETED, REFERENCE, PolicySpec, parse_policy
 from evaluation.runner import MIN_TOKENS, Evaluator, Task, compare, evaluate_policy, header
 from evaluation.scorers import open_artifact
 from training import cli
@@ -38,7 +39,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @cli.one_line_errors
 def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
-    policy: Annotated[str, typer.Option(help=f"{NAMES}.")] = "adaptive",
+    policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
     kv_bits: Annotated[
         float | None, typer.Option(help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
     ] = None,

@@ -23,11 +23,12 @@ from rich.table import Table
 from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.policies import NAMES
 from adakv_model.text import codec_for
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.data import load_text
-from evaluation.policies import BUDGETED, NAMES, REFERENCE, PolicySpec
+from evaluation.policies import BUDGETED, REFERENCE, PolicySpec
 from evaluation.store import ItemStore
 from training import cli
 
@@ -42,7 +43,7 @@ DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 @cli.one_line_errors
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png and .json are written.")],
-    policy: Annotated[str, typer.Option(help=f"{NAMES}.")] = "adaptive",
+    policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
     kv_bits: Annotated[
         float | None, typer.Option(help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
     ] = None,

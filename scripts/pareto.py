@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 CONTEXTS = "512,2048,4096"
 BITS = "2.5,2.75,3,3.25,3.5,4,4.5"
-POLICIES = "adaptive,static-2,static-3,static-4,static-8,age-2,age-3,age-4,random,naive-4,kivi-2,kivi-4,paper"
+POLICIES = "adaptive,tables,static-2,static-3,static-4,static-8,random,recency,naive-4,kivi-3,kivi-4,paper@4.5"
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

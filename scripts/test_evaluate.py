@@ -185,7 +185,7 @@ def test_results_keep_the_newest_line_of_a_point(tmp_path: Path) -> None:
         ({"reference-artifact": "/nowhere"}, "pass both"),
         ({"task": "wikitext2", "tokens": 100000}, "lower --tokens"),
         ({"context": 16}, "more than --context 16"),
-        ({"against": "age-3@x"}, "not NAME or NAME@BITS"),
+        ({"against": "random@x"}, "not NAME or NAME@BITS"),
         ({"work-dir": "/proc/none"}, "--work-dir"),
     ],
 )

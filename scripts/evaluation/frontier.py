@@ -11,8 +11,8 @@ from typing import Any
 #: Families in drawing order: label, colour, marker, whether their points form a curve.
 STYLES = {
     "adaptive": ("adaptive (learned)", "#c1272d", "o", True),
-    "static": ("static", "#1f4e9c", "s", True),
-    "age": ("age rule", "#e08a00", "^", True),
+    "tables": ("tables, no choice by token", "#e08a00", "^", True),
+    "static": ("static (plain age rule)", "#1f4e9c", "s", True),
     "random": ("random", "#8c8c8c", "x", True),
     "rarity": ("rarity", "#7b5ea7", "v", True),
     "entropy": ("entropy", "#2a9d8f", "<", True),

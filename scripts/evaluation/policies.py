@@ -9,15 +9,14 @@ from typing import Any
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.simulator import Policy, Simulator, make_policy
+from adakv_model.policies import NAMES, Policy, make_policy
+from adakv_model.simulator import Simulator
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from training.cli import digest_of
 
 REFERENCE = "fp16"
 STATIC_WIDTHS = (2, 3, 4, 8)
-FIXED = ("fp16", *(f"static-{bits}" for bits in STATIC_WIDTHS), "naive-4", "kivi-4", "kivi-2", "paper")
-BUDGETED = ("adaptive", "random", "rarity", "entropy", "recency")
-NAMES = f"{', '.join(BUDGETED)}, age-N, {', '.join(FIXED)}"
+BUDGETED = ("adaptive", "tables", "random", "rarity", "entropy", "recency", "paper")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class PolicySpec:
 
     def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""
-        if self.name in FIXED and self.kv_bits is not None:
+        if self.name in NAMES and self.name not in BUDGETED and self.kv_bits is not None:
             raise UserError(f"--policy {self.name} has a fixed width: drop --kv-bits")
         options = CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
         return make_policy(self.name, checkpoint, tables.tables, options)
@@ -81,4 +80,4 @@ def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:
     try:
         return replace(base, name=name, kv_bits=float(bits) if bits else None)
     except ValueError as error:
-        raise UserError(f"{option} {text!r} is not NAME or NAME@BITS, such as age-3 or random@3.25") from error
+        raise UserError(f"{option} {text!r} is not NAME or NAME@BITS, such as static-3 or random@3.25") from error

@@ -64,12 +64,14 @@ class ItemStore:
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(handle, data.encode())
+                written = os.write(handle, data.encode())
             finally:
                 os.close(handle)
         except OSError as error:
             raise UserError(f"cannot write {self.path} ({error.strerror}): pass another --work-dir") from error
-        self._torn = False
+        self._torn = written < len(data.encode())
+        if self._torn:
+            raise UserError(f"the disk of {self.path} is full: free some space or pass another --work-dir")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
