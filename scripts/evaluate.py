@@ -73,14 +73,14 @@ def main(
         Path | None, typer.Option(help="Resumable results of single items. [default: ~/.cache/adakv/evaluation]")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Rows of one forward pass.")] = 2048,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the windows scored at once.")] = 2.0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
     if reference_artifact is not None and artifact is None:
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     cli.set_threads(threads)
-    bench = open_bench(model, checkpoint, tables, work_dir, batch_tokens=batch_tokens, fresh=fresh)
+    bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits)
     others = tuple(parse_policy(name, spec, "--against") for name in against or ())
     program = open_artifact(artifact, bench.checkpoint) if artifact else None

@@ -54,7 +54,7 @@ def main(
         str, typer.Option(help="Tokens of a retrieval prompt, each planned for its own cache.")
     ] = LENGTHS,
     depths: Annotated[str, typer.Option(help="Places of the fact, 0 start to 1 end.")] = DEPTHS,
-    trials: Annotated[int, typer.Option(min=1, help="Prompts of each kind, length and depth.")] = 4,
+    trials: Annotated[int, typer.Option(min=1, help="Prompts of each kind, length and depth.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
     window_bits: Annotated[int | None, typer.Option(help="8 or 16. [default: the policy's]")] = None,
@@ -75,7 +75,7 @@ def main(
     places = results.numbers("--depths", depths)
     if any(not 0 <= place <= 1 for place in places):
         raise UserError(f"--depths {depths}: each lies between 0 and 1")
-    bench = open_bench(model, checkpoint, tables, work_dir, batch_tokens=1, fresh=fresh)
+    bench = open_bench(model, checkpoint, tables, work_dir, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits)
     specs = {size: replace(spec, context=size) for size in sizes} | ({context: spec} if tokens else {})
     for one in specs.values():
@@ -122,7 +122,11 @@ def text_losses(bench: Bench, spec: PolicySpec, ids: torch.Tensor, sha256: str, 
         missing = sum(len(w.tokens) for w in windows if w.key not in store)
         with bench.progress(title, missing) as advance:
             perplexity.score_windows(
-                lambda: one.simulator(bench.checkpoint, bench.tables), windows, store, bench.batch_tokens, advance
+                lambda: one.simulator(bench.checkpoint, bench.tables),
+                windows,
+                store,
+                bench.batch(spec.context),
+                advance,
             )
         return store
 

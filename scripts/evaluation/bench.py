@@ -20,10 +20,14 @@ from evaluation.store import ItemStore
 
 console = Console(stderr=True, highlight=False)
 
+FLOAT_BYTES = 4
+MAX_BATCH = 32  # sequences; with steps of 16 tokens, 512 rows a matrix product, where larger ones gain nothing
+
 
 @dataclass
 class Bench:
-    """What every evaluation of one checkpoint shares. fresh: forget stored results of what is asked for.
+    """What every evaluation of one checkpoint shares. memory: GiB that the float K and V of one batch of
+    sequences may take. fresh: forget stored results of what is asked for.
 
     speed: tokens per second of what this process computed, by title.
     """
@@ -31,10 +35,17 @@ class Bench:
     checkpoint: Checkpoint
     tables: Tables
     work_dir: Path | None = None
-    batch_tokens: int = 2048
+    memory: float = 2.0
     fresh: bool = False
     speed: dict[str, float] = field(default_factory=dict)
     _cleared: set[Path] = field(default_factory=set)
+
+    def batch(self, context: int) -> int:
+        """Sequences of `context` tokens to score at once."""
+        config = self.checkpoint.config
+        values = config.n_layers * config.n_kv_heads * 2 * config.head_dim
+        fitting = self.memory * 2**30 / (FLOAT_BYTES * values * context)
+        return max(1, min(MAX_BATCH, int(fitting)))
 
     def store(self, title: str, data: dict[str, Any], policy: dict[str, Any]) -> ItemStore:
         """Results of one policy on one data set."""

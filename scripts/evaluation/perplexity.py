@@ -45,7 +45,7 @@ def score_windows(
     scorer: Callable[[], Scorer],
     windows: Sequence[Window],
     store: ItemStore,
-    batch_tokens: int,
+    batch: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> None:
     """Make the missing records: `nll` of positions 1 and later (nats), `bits`, `tiers` at the window's end."""
@@ -53,11 +53,10 @@ def score_windows(
     if not missing:
         return
     model = scorer()
-    size = max(1, batch_tokens // len(missing[0].tokens))
-    for begin in range(0, len(missing), size):
-        batch = missing[begin : begin + size]
-        scored = model.score(torch.stack([window.tokens for window in batch]))
-        for row, window in enumerate(batch):
+    for begin in range(0, len(missing), batch):
+        together = missing[begin : begin + batch]
+        scored = model.score(torch.stack([window.tokens for window in together]))
+        for row, window in enumerate(together):
             record = {
                 "nll": [round(-value, 6) for value in scored.log_probs[row, 1:].tolist()],
                 "bits": float(scored.stored_bits[row]),

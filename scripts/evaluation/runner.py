@@ -73,7 +73,7 @@ class Evaluator:
         if self.task.name == TEXT_TASK:
             missing = sum(len(window.tokens) for window in self.windows if window.key not in store)
             with self.bench.progress(title, missing) as advance:
-                perplexity.score_windows(scorer, self.windows, store, self.bench.batch_tokens, advance)
+                perplexity.score_windows(scorer, self.windows, store, self.bench.batch(self.task.context), advance)
             return measurement.of_windows(self.windows, store)
         missing = sum(item.tokens for item in self.items if item.key not in store)
         with self.bench.progress(title, missing) as advance:
