@@ -107,6 +107,7 @@ def plot(chosen: Sequence[Point], path: Path, title: str, max_bits: float) -> No
             if mine:
                 _draw(axis, mine, label, colour, marker, line)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_title(f"context {context:,}", fontsize=10)
         axis.set_xlabel("total bits per K or V value")
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
