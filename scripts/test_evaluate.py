@@ -17,7 +17,7 @@ import evaluate
 from adakv_model.checkpoints import load_checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
-from adakv_model.simulator import Scored
+from adakv_model.scoring import Scored
 from adakv_model.text import codec_for
 from evaluation import data, perplexity, results
 from evaluation.choices import encode_items, encode_pair, score_items
@@ -109,11 +109,13 @@ class Counting:
     def __init__(self, scorer: Scorer, allowed: int) -> None:
         self.scorer, self.allowed, self.calls = scorer, allowed, 0
 
-    def prefix_score(self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> Scored:
+    def score_continuations(
+        self, prefix: Tensor, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Scored]]:
         if self.calls == self.allowed:
             raise Interrupted
-        self.calls += 1
-        return self.scorer.prefix_score(prefix, continuations)
+        self.calls += len(continuations)
+        return self.scorer.score_continuations(prefix, continuations)
 
     def score(self, tokens: Tensor, lengths: Tensor | None = None) -> Scored:
         return self.scorer.score(tokens, lengths)
@@ -125,15 +127,15 @@ def test_an_interrupted_run_continues_to_the_same_result(tiny_folder: Path, tiny
     simulator = PolicySpec("static-4", context=64, window=8).simulator(checkpoint, load_tables(checkpoint, None))
 
     whole = ItemStore(tmp_path, "whole", {})
-    score_items(lambda: simulator, items, whole)
+    score_items(lambda: simulator, items, whole, batch=4)
     first = Counting(simulator, allowed=5)
     with pytest.raises(Interrupted):
-        score_items(lambda: first, items, ItemStore(tmp_path, "parts", {}))
+        score_items(lambda: first, items, ItemStore(tmp_path, "parts", {}), batch=4)
     path = ItemStore(tmp_path, "parts", {}).path
     path.write_bytes(path.read_bytes()[:-9])  # the crash also cut the last line short
     rest = Counting(simulator, allowed=ITEMS)
     store = ItemStore(tmp_path, "parts", {})
-    score_items(lambda: rest, items, store)
+    score_items(lambda: rest, items, store, batch=4)
     assert rest.calls == ITEMS - 4
     reopened = ItemStore(tmp_path, "parts", {})
     assert all(reopened[item.key] == whole[item.key] for item in items)

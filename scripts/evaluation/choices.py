@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from adakv_model.errors import UserError
 from adakv_model.text import TextCodec
@@ -26,6 +29,11 @@ class EncodedItem:
     def tokens(self) -> int:
         """Tokens that scoring it takes: the query once, and every choice."""
         return len(self.query) + sum(map(len, self.choices))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is scored."""
+        return len(self.query) + max(map(len, self.choices))
 
 
 def encode_pair(codec: TextCodec, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -58,20 +66,40 @@ def score_items(
     scorer: Callable[[], Scorer],
     items: Sequence[EncodedItem],
     store: ItemStore,
+    batch: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Make the missing records: per choice `log_likelihood` (nats), `bits` and `tiers` at its end."""
+    """Make the missing records: per choice `log_likelihood` (nats), `bits` and `tiers` at its end.
+
+    batch: sequences at once. Items with equally long queries and equally many choices are scored together; the
+    query's part is computed once an item.
+    """
     missing = [item for item in items if item.key not in store]
     if not missing:
         return
     model = scorer()
-    for item in missing:
-        scored = model.prefix_score(item.query, item.choices)
-        sums = [float(row[: len(c)].double().sum()) for row, c in zip(scored.log_probs, item.choices, strict=True)]
-        record = {
-            "log_likelihood": [round(value, 6) for value in sums],
-            "bits": [round(value, 6) for value in scored.stored_bits.tolist()],
-            "tiers": scored.tier_counts.tolist(),
-        }
-        store.add(item.key, record)
-        advance(item.tokens)
+    for group in grouped(missing, batch):
+        queries = torch.tensor([item.query for item in group])
+        for item, scored in zip(
+            group, model.score_continuations(queries, [item.choices for item in group]), strict=True
+        ):
+            record = {
+                "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
+                "bits": [round(float(one.stored_bits), 6) for one in scored],
+                "tiers": [one.tier_counts[0].tolist() for one in scored],
+            }
+            store.add(item.key, record)
+            advance(item.tokens)
+
+
+def grouped(items: Sequence[EncodedItem], batch: int) -> list[list[EncodedItem]]:
+    """Items of one shape together, at most `batch` choices a group, the longest queries first."""
+    shapes: dict[tuple[int, int], list[EncodedItem]] = defaultdict(list)
+    for item in items:
+        shapes[len(item.query), len(item.choices)].append(item)
+    groups = []
+    for (_, choices), alike in sorted(shapes.items(), reverse=True):
+        alike.sort(key=lambda item: item.longest)  # continuations are padded to the longest of a group
+        size = max(1, batch // choices)
+        groups += [alike[begin : begin + size] for begin in range(0, len(alike), size)]
+    return groups

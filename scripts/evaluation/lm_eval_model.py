@@ -105,11 +105,9 @@ class AdaKV(TemplateLM):
                 scored_members = [index for index in members if requests[index][2]]
                 continuations = [requests[index][2] for index in scored_members]
                 if continuations:
-                    scored = self._scorer.prefix_score(shared, continuations)
-                    for row, index in enumerate(scored_members):
-                        size = len(requests[index][2])
-                        total = float(scored.log_probs[row, :size].double().sum())
-                        results[index] = total, bool(scored.greedy[row, :size].all())
+                    (scored,) = self._scorer.score_continuations(torch.tensor([shared]), [continuations])
+                    for index, one in zip(scored_members, scored, strict=True):
+                        results[index] = float(one.log_probs.double().sum()), bool(one.greedy.all())
                 for index in members:
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
                 bar.update(len(members))
@@ -123,7 +121,8 @@ class AdaKV(TemplateLM):
             windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length - 1, 1)
             total = 0.0
             for context, continuation in map(make_disjoint_window, windows):
-                total += float(self._scorer.prefix_score(context, [continuation]).log_probs.double().sum())
+                ((one,),) = self._scorer.score_continuations(torch.tensor([context]), [[continuation]])
+                total += float(one.log_probs.double().sum())
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
             totals.append(total)
         return totals

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from adakv_model.errors import UserError
 from adakv_model.text import TextCodec
 from evaluation.choices import encode_pair
@@ -72,12 +74,11 @@ def score_needles(
         return
     model = scorer()
     for needle in missing:
-        scored = model.prefix_score(needle.prompt, needle.candidates)
-        pairs = zip(scored.log_probs, needle.candidates, strict=True)
+        (scored,) = model.score_continuations(torch.tensor([needle.prompt]), [needle.candidates])
         record = {
-            "log_likelihood": [round(float(row[: len(c)].double().sum()), 6) for row, c in pairs],
-            "greedy": bool(scored.greedy[0, : len(needle.candidates[0])].all()),
-            "bits": float(scored.stored_bits[0]),
+            "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
+            "greedy": bool(scored[0].greedy.all()),
+            "bits": float(scored[0].stored_bits),
         }
         store.add(needle.key, record)
         advance(needle.tokens)

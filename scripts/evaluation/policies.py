@@ -10,8 +10,8 @@ from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.policies import NAMES, Policy, make_policy
-from adakv_model.simulator import Simulator
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from evaluation.scorers import SimulatorScorer
 from training.cli import digest_of
 
 REFERENCE = "fp16"
@@ -50,9 +50,10 @@ class PolicySpec:
         options = CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
         return make_policy(self.name, checkpoint, tables.tables, options)
 
-    def simulator(self, checkpoint: Checkpoint, tables: Tables) -> Simulator:
-        """The policy's simulated cache. Raises UserError like `make`."""
-        return Simulator(checkpoint, self.make(checkpoint, tables))
+    def simulator(self, checkpoint: Checkpoint, tables: Tables, length: int | None = None) -> SimulatorScorer:
+        """The policy's simulated cache. length: longest sequence to score, where that is less than the context, which
+        saves memory and changes nothing else. Raises UserError like `make`."""
+        return SimulatorScorer(checkpoint, self.make(checkpoint, tables), tables.tables, length or self.context)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,17 @@ def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
     else:
         tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
     tables.check(checkpoint.config)
-    measured = (tables.k_mean, tables.v_mean, tables.sensitivity, tables.scale_modes, tables.token_log_frequency)
-    return Tables(tables, digest_of(*measured, tables.score_quantiles, *tables.scorer.state_dict().values()))
+    measured = (
+        tables.k_mean,
+        tables.v_mean,
+        tables.k_transform,
+        tables.sensitivity,
+        tables.scale_modes,
+        tables.token_log_frequency,
+    )
+    learned = (*tables.scorer.state_dict().values(), *tables.paper_scorer.state_dict().values())
+    quantiles = (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
+    return Tables(tables, digest_of(*measured, *quantiles, *learned))
 
 
 def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:

@@ -54,11 +54,18 @@ class Evaluator:
         """Windows of text, or items."""
         return len(self.windows) if self.task.name == TEXT_TASK else len(self.items)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.task.context if self.task.name == TEXT_TASK else max(item.longest for item in self.items)
+
     def policy(self, spec: PolicySpec) -> Measurement:
         """A policy in the simulated cache."""
         bench = self.bench
         return self._measure(
-            spec.title, spec.identity(bench.tables), lambda: spec.simulator(bench.checkpoint, bench.tables)
+            spec.title,
+            spec.identity(bench.tables),
+            lambda: spec.simulator(bench.checkpoint, bench.tables, self.longest),
         )
 
     def artifact(self, artifact: Artifact) -> Measurement:
@@ -77,7 +84,7 @@ class Evaluator:
             return measurement.of_windows(self.windows, store)
         missing = sum(item.tokens for item in self.items if item.key not in store)
         with self.bench.progress(title, missing) as advance:
-            choices.score_items(scorer, self.items, store, advance)
+            choices.score_items(scorer, self.items, store, self.bench.batch(self.longest), advance)
         return measurement.of_items(self.items, store)
 
     def static_neighbours(self, spec: PolicySpec, bits: float) -> list[tuple[str, Measurement]]:
@@ -144,4 +151,5 @@ def evaluate_policy(
     comparable = static and spec.name != REFERENCE and not spec.name.startswith("static-")
     compared = compare(evaluator, mine, fp16, spec, static=comparable, against=against)
     speed = evaluator.bench.speed.get(f"{evaluator.task.name} {spec.title}")
-    return header(evaluator, spec) | compared | {"tokens_per_second": speed}
+    allocated = spec.make(evaluator.bench.checkpoint, evaluator.bench.tables).bits_per_value
+    return header(evaluator, spec) | compared | {"allocated_bits": allocated, "tokens_per_second": speed}

@@ -12,18 +12,20 @@ from torch import Tensor
 from adakv_model.artifact import Artifact
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.simulator import Scored
+from adakv_model.scoring import Scored, Simulator
 
 
 class Scorer(Protocol):
     """Scores sequences from position 0, each as if it were alone in its cache."""
 
     def score(self, tokens: Tensor, lengths: Tensor | None = None) -> Scored:
-        """tokens: int64 [B, T], right padded where lengths int64 [B] differ. Row 0 of every sequence scores 0."""
+        """tokens: int64 [B, T], right padded where lengths int64 [B] differ."""
         ...
 
-    def prefix_score(self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> Scored:
-        """Continuations of one prefix: row b, column j of the result belongs to continuations[b][j]."""
+    def score_continuations(
+        self, prefix: Tensor, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Scored]]:
+        """prefix: int64 [B, T0]; for each, equally many continuations. One row a result, of its own tokens only."""
         ...
 
 
@@ -33,6 +35,24 @@ class Generator(Scorer, Protocol):
     def greedy(self, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool]) -> list[int]:
         """Up to `limit` likeliest tokens after the prompt, one by one, until `stop(tokens so far)`."""
         ...
+
+
+class SimulatorScorer(Simulator):
+    """The simulated cache, which can also generate."""
+
+    def greedy(self, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool]) -> list[int]:
+        """See `Generator`."""
+        new: list[int] = []
+        self.cache.reset(1)
+        fed = list(prompt)
+        while len(new) < limit:
+            self.feed(torch.tensor([fed]))
+            assert self.cache.last_logits is not None
+            new.append(int(self.cache.last_logits[0].argmax()))
+            if stop(new) or self.cache.length >= self.cache.context:
+                break
+            fed = new[-1:]
+        return new
 
 
 class ArtifactScorer:
@@ -47,10 +67,15 @@ class ArtifactScorer:
         rows = [self._sequence(row[:size].tolist()) for row, size in zip(tokens, sizes, strict=True)]
         return self._stacked(rows)
 
-    def prefix_score(self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]) -> Scored:
-        rows = [self._sequence([*prefix, *continuation]) for continuation in continuations]
-        start = len(prefix)
-        return self._stacked([(log_probs[start:], greedy[start:], *rest) for log_probs, greedy, *rest in rows])
+    def score_continuations(
+        self, prefix: Tensor, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Scored]]:
+        start = prefix.shape[1]
+        groups = []
+        for row, group in zip(prefix.tolist(), continuations, strict=True):
+            whole = [self._sequence([*row, *continuation]) for continuation in group]
+            groups.append([self._stacked([(p[start:], g[start:], *rest)]) for p, g, *rest in whole])
+        return groups
 
     def greedy(self, prompt: Sequence[int], limit: int, stop: Callable[[list[int]], bool]) -> list[int]:
         self._model.reset()
