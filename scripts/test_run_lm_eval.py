@@ -50,7 +50,12 @@ def test_its_command_line_agrees_with_evaluate(tiny_folder: Path, tiny_data: Pat
 
 def test_its_errors_are_one_line(tiny_folder: Path) -> None:
     done = lm_eval(
-        "--model", "adakv", "--tasks", "adakv_piqa", "--model_args", f"pretrained={tiny_folder},max_length=64"
+        "--model",
+        "adakv",
+        "--tasks",
+        "adakv_piqa",
+        "--model_args",
+        f"pretrained={tiny_folder},policy=fp16,max_length=64",
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: local tasks read the files of a folder")
