@@ -60,7 +60,8 @@ class Segment:
 class CachePlan:
     """Capacities and widths of a mixed-precision KV cache.
 
-    unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them; scale_modes: [n_layers][n_kv_heads][2].
+    unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
+    scale_modes: [n_layers][n_kv_heads][2].
     """
 
     context: int

@@ -186,7 +186,9 @@ def _recency(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOp
 
     low, high = 1, options.context - 2
     if plan(low).bits_per_value > target:
-        raise UserError(f"a budget of {target:g} bits is out of reach for recency: {plan(low).bits_per_value:.2f} or more")
+        raise UserError(
+            f"a budget of {target:g} bits is out of reach for recency: {plan(low).bits_per_value:.2f} or more"
+        )
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if plan(middle).bits_per_value <= target else (low, middle - 1)

@@ -66,7 +66,9 @@ class Simulator:
         self.feed(tokens, on_logits)
         return self._scored(0, tokens.shape[1], lengths)
 
-    def score_continuations(self, prefix: Tensor, continuations: Sequence[Sequence[Sequence[int]]]) -> list[list[Scored]]:
+    def score_continuations(
+        self, prefix: Tensor, continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Scored]]:
         """Prefixes int64 [B, T0] of one length; for each, its continuations, scored as if each were alone.
 
         The prefix is computed once. Every Scored has one row, of the continuation's tokens only.
