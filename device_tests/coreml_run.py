@@ -10,9 +10,12 @@ import numpy as np
 from adakv_model.artifact import Artifact
 from adakv_model.errors import UserError
 from device_tests.coreml_eval import Package, Precision
+from device_tests.coreml_host import HostCache
 from export.coreml_control import Status
 from export.coreml_convert import DECODE, PREFILL
+from export.coreml_inputs import InputLayout
 from export.coreml_layout import STATE_PREFIX, StateLayout
+from export.coreml_storage import FP16, INT8, STORAGES
 
 
 class CoreMLModel:
@@ -26,22 +29,30 @@ class CoreMLModel:
         if not artifact.program.is_dir():
             raise UserError(f"{artifact.program} is not a Core ML package: export with --target ios")
         self.plan = artifact.plan
-        self.layout = StateLayout(self.plan)
+        form = artifact.manifest.get("core_ml_states", {}).get("cache_io", FP16.name)
+        self.layout = StateLayout(self.plan, STORAGES[form])
         self.package, self.precision = Package(artifact.program), precision
         self._state = self.package.new_state(precision)
+        self.host = HostCache(InputLayout(self.layout), precision) if form == INT8.name else None
         self.reset()
 
     def reset(self) -> None:
-        """Start a new sequence with the next step; the states keep what they hold, as they do on a device."""
+        """Start a new sequence with the next step; states and arrays keep what they hold, as they do on a device."""
         self.position = 0
         self.plans = np.zeros((0, 2 + self.plan.n_tiers), np.int32)
 
     def call(self, tokens: list[int], position: int) -> tuple[np.ndarray, np.ndarray, Status]:
-        """Logits float32 [T, V], plan int32 [T, 2 + K] and status of one call; T is 1 or the prefill chunk."""
+        """Logits float32 [T, V], plan int32 [T, 2 + K] and status of one call; T is 1 or the prefill chunk.
+
+        Stores the new rows of a cache that the host keeps, if the status is OK.
+        """
         function = self.package.function(DECODE if len(tokens) == 1 else PREFILL, precision=self.precision)
         inputs = {"tokens": np.array([tokens], np.int32), "input_pos": np.array([position], np.int32)}
-        outputs = function.run(inputs, self._state)
-        return outputs["logits"][0].astype(np.float32), outputs["plan"], Status(int(outputs["status"][0]))
+        outputs = function.run(inputs | (self.host.inputs() if self.host else {}), self._state)
+        status = Status(int(outputs["status"][0]))
+        if self.host is not None and status == Status.OK:
+            self.host.write_step(position, outputs["plan"], outputs)
+        return outputs["logits"][0].astype(np.float32), outputs["plan"], status
 
     def step(self, tokens: list[int]) -> np.ndarray:
         """Append 1 token or a whole chunk; logits float32 [T, V]. Raises UserError past the context."""
@@ -73,13 +84,22 @@ class CoreMLModel:
         """Tokens in each tier."""
         return [int(n) for n in self.plans[-1, 2:]] if self.position else [0] * self.plan.n_tiers
 
+    @property
+    def cache_bytes(self) -> int:
+        """States and the arrays that the host keeps, on a device."""
+        return sum(array.nbytes for array in self.package.new_state().values()) + (self.host.bytes if self.host else 0)
+
     def state(self, name: str) -> np.ndarray:
-        """A state by the layout's name, such as progress, sink_0 or tier1_3."""
+        """A state or array by the layout's name, such as progress, sink_0 or tier1_3; a pool with its scales."""
+        if self.host is not None and name not in self.layout.shared_shapes:
+            return self.host.state(name)
         shared = "control_" if name in self.layout.shared_shapes else ""
         return self._state[STATE_PREFIX + shared + name]
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        return {name: self.state(name).copy() for name in self.layout.shapes}
+        """Copies of all states, and of the host's arrays under their own names."""
+        arrays = self.host.arrays if self.host is not None else {}
+        return {name: value.copy() for name, value in ({n: self.state(n) for n in self.layout.shapes} | arrays).items()}
 
 
 def open_model(folder: Path, precision: Precision = "fp16") -> CoreMLModel:

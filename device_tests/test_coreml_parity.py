@@ -1,6 +1,6 @@
 """A saved Core ML package, run by the evaluator, against the eager reference; real weights and text.
 
-By default: two layers of the real checkpoint, exported here. In full, on all layers:
+By default: two layers of the real checkpoint, exported here in both forms of the cache. In full, on all layers:
 
     python export.py --target ios --context 192 --kv-bits 6 --out artifacts/parity-ios
     pytest device_tests/test_coreml_parity.py --artifact artifacts/parity-ios -s
@@ -31,7 +31,8 @@ from device_tests.exporting import run_export
 from device_tests.parity.compare import Agreement, TieSync, run_eager, synchronise
 from device_tests.parity.eager import checkpoint_of
 from export.coreml_control import Status
-from export.coreml_layout import ALIGNMENT
+from export.coreml_convert import DECODE
+from export.coreml_storage import ALIGNMENT
 
 TEXT = (Path(__file__).parent / "parity" / "text.txt").read_text()
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
@@ -45,18 +46,33 @@ MAX_OTHER_CODES = {"fp32": 0.01, "fp16": 0.08}  # share of packed codes that dif
 GREEDY_GAP = 0.5  # logits between a greedy token and the reference's own choice on the same prefix
 
 
+FORMS = {"states": (), "int8": ("--deployment-target", "iOS26", "--cache-io", "int8")}
+
+
 @pytest.fixture(scope="module")
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return few_layers(load_checkpoint(), 2, tmp_path_factory.mktemp("coreml") / "two-layers")
+
+
+def exported(source: Path, form: str) -> Artifact:
+    out = source.with_name(form)
+    if not out.exists():
+        options = ("--checkpoint", str(source), "--tables", str(source / TABLES), "--context", "192", "--kv-bits", "16")
+        done = run_export("--target", "ios", *options, "--weights", "int4", *FORMS[form], "--out", str(out))
+        assert done.returncode == 0, done.stderr
+    return Artifact(out)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def artifact(request: pytest.FixtureRequest) -> Artifact:
     torch.set_num_threads(1)
     given = request.config.getoption("--artifact")
-    if given:
-        return Artifact(Path(given))
-    folder = tmp_path_factory.mktemp("coreml")
-    source = few_layers(load_checkpoint(), 2, folder / "two-layers")
-    options = ("--checkpoint", str(source), "--tables", str(source / TABLES), "--context", "192", "--kv-bits", "16")
-    done = run_export("--target", "ios", *options, "--weights", "int4", "--out", str(folder / "artifact"))
-    assert done.returncode == 0, done.stderr
-    return Artifact(folder / "artifact")
+    if not given:
+        return exported(request.getfixturevalue("two_layers"), request.param)
+    artifact = Artifact(Path(given))
+    if artifact.manifest["core_ml_states"]["cache_io"] != request.param:
+        pytest.skip("the given artifact keeps its cache in the other form")
+    return artifact
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +202,9 @@ def test_a_full_context_is_reported_and_nothing_is_overwritten(
 
 
 def _kept_columns(model: CoreMLModel, name: str, columns: int) -> np.ndarray:
-    """All columns of a state but the trash column of a pool."""
-    kept = np.ones(columns, bool)
-    for pool in model.layout.pools(int(name.rpartition("_")[2])) if name[-1].isdigit() else []:
+    """All columns of a state but the trash column of a pool; all of an array that the host keeps."""
+    kept, layer = np.ones(columns, bool), name.rpartition("_")[2]
+    for pool in model.layout.pools(int(layer)) if layer.isdigit() else []:
         if pool.name == name:
             kept[pool.trash] = False
     return kept
@@ -200,7 +216,24 @@ def test_manifest_describes_the_saved_package(artifact: Artifact) -> None:
     assert {name: list(spec.shape) for name, spec in model.package.states.items()} == {
         name: state["shape"] for name, state in stated.items()
     }
-    assert sum(s["bytes"] for s in stated.values()) == artifact.manifest["core_ml_states"]["bytes_allocated"]
+    arrays = artifact.manifest.get("core_ml_inputs", {"arrays": {}})["arrays"]
+    assert bool(arrays) == (model.host is not None)
+    for name in model.package.functions:
+        program = model.package.function(name)
+        tokens = 1 if name == DECODE else artifact.plan.chunk
+        inputs = {n: (s.mil_type.lower(), list(s.shape)) for n, s in program.inputs.items()}
+        assert {n: (a["dtype"], a["shape"]) for n, a in arrays.items()} == {
+            n: described for n, described in inputs.items() if n.startswith("cache_")
+        }
+        for array in arrays.values():
+            new, (_, channels, _, columns) = program.outputs[array["new"]], array["shape"]
+            width = columns if array["new"].endswith("sink") else tokens
+            assert (new.dtype, new.shape) == (np.dtype(array["dtype"]), (1, channels, 1, width))
+    total = sum(x["bytes"] for x in [*stated.values(), *arrays.values()])
+    assert total == artifact.manifest["core_ml_states"]["bytes_allocated"] == model.cache_bytes
+    forms = artifact.manifest["cache_forms"]
+    assert forms[artifact.manifest["core_ml_states"]["cache_io"]]["bytes_allocated"] == total
+    assert forms["int8"]["bytes_allocated"] < forms["states"]["bytes_allocated"]
     assert all(dim == 1 or dim % ALIGNMENT == 0 for s in stated.values() for dim in s["shape"])
     report = artifact.manifest["report"]
     for function in model.package.functions:
@@ -208,3 +241,19 @@ def test_manifest_describes_the_saved_package(artifact: Artifact) -> None:
         assert report["functions"][function]["histogram"] == dict(counts), function
     assert report["states"]["last_axis_unaligned"] == []
     json.dumps(report)
+
+
+def test_both_forms_hold_the_same_codes(request: pytest.FixtureRequest, tokens: list[int]) -> None:
+    """One plan, two places: nothing but rounding that is off ("fp32") can tell them apart."""
+    if request.config.getoption("--artifact"):
+        pytest.skip("needs the two exports of this module")
+    source = request.getfixturevalue("two_layers")
+    one, other = (CoreMLModel(exported(source, form), "fp32") for form in FORMS)
+    logits, again = one.prefill(tokens), other.prefill(tokens)
+    assert np.array_equal(one.plans, other.plans)
+    for layer in range(one.plan.n_layers):
+        for tier, rows in enumerate(one.tier_counts()):
+            if rows:
+                codes = package_codes(one, layer, tier, rows)
+                assert np.array_equal(codes, package_codes(other, layer, tier, rows)), (layer, tier)
+    np.testing.assert_allclose(again, logits, rtol=0, atol=1e-3)

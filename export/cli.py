@@ -20,6 +20,7 @@ from adakv_model.errors import UserError
 from export import android, ios
 from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
 from export.coreml_report import print_report
+from export.coreml_storage import FP16, STORAGES
 from export.coreml_weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
@@ -132,6 +133,13 @@ def main(
     deployment_target: Annotated[
         str, typer.Option(help=f"Oldest system of a Core ML program: {', '.join(DEPLOYMENT_TARGETS)}.")
     ] = "iOS18",
+    cache_io: Annotated[
+        str,
+        typer.Option(
+            help="Where a Core ML package keeps its cache: states (fp16, inside), or int8 (inputs; the app keeps them"
+            " and adds each step's rows; smaller, needs --deployment-target iOS26)."
+        ),
+    ] = FP16.name,
     backend: Annotated[
         str,
         typer.Option(
@@ -155,12 +163,15 @@ def main(
       python export.py --target android --kv-bits 3.5 --context 2048
 
       python export.py --target ios --weights int4 --context 2048
+
+      python export.py --target ios --weights int4 --deployment-target iOS26 --cache-io int8
     """
     try:
         for name, value, allowed in (
             ("--target", target, ("android", "ios")),
             ("--weights", weights, WEIGHTS),
             ("--deployment-target", deployment_target, DEPLOYMENT_TARGETS),
+            ("--cache-io", cache_io, STORAGES),
             ("--backend", backend, ios.BACKENDS),
             ("--quantize", quantize, RECIPES),
             ("--embedding", embedding, EMBEDDINGS),
@@ -171,7 +182,7 @@ def main(
         cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)
         source = (model, out, checkpoint, random_weights, tables)
         if target == "ios":
-            apple = ios.IosOptions(*source, deployment_target, weights, backend, quantize, embedding, cache)
+            apple = ios.IosOptions(*source, deployment_target, weights, backend, quantize, embedding, cache, cache_io)
             with stages(ios.STAGES[backend]) as stage:
                 manifest = ios.export_ios(apple, sys.argv, stage)
         else:

@@ -20,8 +20,10 @@ from adakv_model.errors import UserError
 from adakv_model.model import Llama
 from adakv_model.plan import CachePlan
 from adakv_model.tables import CalibrationTables
-from export.coreml_control import Control, Step, Writes
+from export.coreml_control import Control, Step
+from export.coreml_inputs import InputLayout
 from export.coreml_layout import RAW_BITS, StateLayout
+from export.coreml_places import Inputs, Place, States
 from export.coreml_rows import (
     NarrowTiers,
     pack_row,
@@ -30,11 +32,14 @@ from export.coreml_rows import (
     unpack_row,
     window_levels,
 )
+from export.coreml_storage import FP16, Storage
 
 
-def check_plan(plan: CachePlan) -> None:
+def check_plan(plan: CachePlan, storage: Storage = FP16) -> None:
     """Raise UserError for a plan that this cache cannot hold."""
     raw = plan.window_bits == RAW_BITS
+    if raw and storage is not FP16:
+        raise UserError("--cache-io int8 holds codes of up to 8 bits: drop --kv fp16 and --window-bits 16")
     if raw and (plan.unit_bits != RAW_BITS).any():
         raise UserError(
             "--target ios keeps an 8-bit window in front of narrower tiers: drop --window-bits 16, or use --kv fp16"
@@ -51,20 +56,28 @@ class Encoded:
 
 
 class CoreMLCache(nn.Module):
-    """States per layer: sink, one pool a narrow tier, the window's pool. See export/coreml_layout.py."""
+    """Per layer: sink, one pool a narrow tier, the window's pool. See export/coreml_layout.py.
+
+    storage: fp16 pools are states, int8 pools are inputs.
+    """
 
     def __init__(
-        self, config: LlamaConfig, plan: CachePlan, tables: CalibrationTables, controller: Controller | None
+        self,
+        config: LlamaConfig,
+        plan: CachePlan,
+        tables: CalibrationTables,
+        controller: Controller | None,
+        storage: Storage = FP16,
     ) -> None:
         super().__init__()
-        check_plan(plan)
+        check_plan(plan, storage)
         self.config, self.plan = config, plan
-        self.layout = StateLayout(plan)
+        self.layout = StateLayout(plan, storage)
+        self.place: Place = States(self, self.layout) if storage is FP16 else Inputs(InputLayout(self.layout))
         self.control = Control(config, self.layout, tables, controller)
         self.narrow: list[NarrowTiers] = []
         for layer in range(plan.n_layers):
-            for name, shape in self.layout.layer_shapes(layer).items():
-                self.register_buffer(name, torch.zeros(shape))
+            self.place.register(layer)
             self._register_constants(layer, tables)
             self.narrow.append(NarrowTiers(plan, self.layout.narrow_tiers, layer))
         self._steps = _Current()
@@ -109,7 +122,7 @@ class CoreMLCache(nn.Module):
             levels.append(part[0])
             scales.append(part[1])
         stored, scale = torch.cat(levels, dim=2), torch.cat(scales, dim=2)  # [units, D, N], [units, 1, N]
-        self._write_window(layer, fresh.columns)  # only now: the ring was read as it was before the step
+        self.place.write_window(layer, fresh.columns, step)  # only now: the ring was read as it was before the step
         kv = c.n_kv_heads
         scores = (q.reshape(kv, -1, c.head_dim) @ stored[:kv]) * scale[:kv] + step.mask  # [KV, G T, N]
         probability = scores.softmax(-1)
@@ -133,13 +146,11 @@ class CoreMLCache(nn.Module):
 
     def _sink(self, layer: int, rows: Tensor) -> Tensor:
         """Store position 0 and return the sink's row [units, D, 1]."""
-        state = getattr(self, f"sink_{layer}")
         units, dim, _ = rows.shape
-        first = rows[:, :, :1].reshape(1, 1, 1, -1)
-        if state.shape[-1] > units * dim:
-            first = torch.cat((first, torch.zeros(1, 1, 1, state.shape[-1] - units * dim)), dim=3)
-        state.copy_(torch.where(self.step.first, first, state))
-        return state[0, 0, 0, : units * dim].reshape(units, dim, 1)
+        first, size = rows[:, :, :1].reshape(1, 1, 1, -1), self.layout.sink_shape[-1]
+        if size > units * dim:
+            first = torch.cat((first, torch.zeros(1, 1, 1, size - units * dim)), dim=3)
+        return self.place.sink(layer, first, self.step)[0, 0, 0, : units * dim].reshape(units, dim, 1)
 
     def _encode(self, rows: Tensor) -> Encoded:
         """The chunk's rows in the window's format."""
@@ -155,7 +166,7 @@ class CoreMLCache(nn.Module):
     def _stored(self, layer: int, fresh: Encoded) -> list[tuple[Tensor, Tensor]]:
         """Demote the rows that leave; levels and scales of the tiers, the window before the step, and the chunk."""
         spec = self.layout.window_pool(layer)
-        pool = getattr(self, spec.name)
+        pool = self.place.pool(layer, spec)
         if spec.row.raw:
             units, dim = spec.row.units, spec.row.head_dim
             levels, scales = pool[0, : units * dim, 0].reshape(units, dim, -1), torch.ones(units, 1, spec.slots)
@@ -173,33 +184,9 @@ class CoreMLCache(nn.Module):
         parts = []
         for i, tier in enumerate(tiers):
             spec = self.layout.tier_pool(layer, tier)
-            pool = getattr(self, spec.name)
             columns = pack_row(spec.row, narrow.codes[i], narrow.scales[i])
-            self._write(pool, columns, step.tiers[i])
-            parts.append(unpack_row(spec.row, pool))
+            parts.append(unpack_row(spec.row, self.place.write(layer, spec, columns, step.tiers[i])))
         return parts
-
-    def _write(self, pool: Tensor, columns: Tensor, where: Writes) -> None:
-        """columns: [channels, T] into pool [1, channels, 1, slots]."""
-        if where.slot is not None:
-            pool[:, :, :, where.slot] = columns.reshape(1, -1, 1, 1)
-        else:
-            pool.copy_(pool * where.keep + (columns @ where.columns).reshape(pool.shape))
-
-    def _write_window(self, layer: int, fresh: Tensor) -> None:
-        """Store the chunk in the ring and copy rows that leave for a tier of the window's width."""
-        step, pool = self.step, getattr(self, self.layout.window_pool(layer).name)
-        if step.copies is None:
-            self._write(pool, fresh, step.ring)
-            return
-        leaving = pool[0, :, 0] @ step.leaving  # [channels, T]
-        if step.ring.slot is not None:
-            self._write(pool, leaving, step.copies)
-            self._write(pool, fresh, step.ring)
-        else:
-            both = torch.cat((step.ring.columns, step.copies.columns))
-            keep = step.ring.keep + step.copies.keep - 1.0
-            self._write(pool, torch.cat((fresh, leaving), dim=1), Writes(None, both, keep))
 
     def _record(self, probability: Tensor, count: int) -> None:
         """Sum the attention that the window and the chunk receive. probability: [H, T, N]."""
@@ -219,7 +206,8 @@ class _Current:
 
 class CoreMLProgram(nn.Module):
     """What is converted: (tokens int32 [1, T], input_pos int32 [1]) -> logits [1, T, V], plan int32 [T, 2 + K],
-    status int32 [1]. `plan` is the step plan of reference.assign; `status` is a `Status`."""
+    status int32 [1]. `plan` is the step plan of reference.assign; `status` is a `Status`. With int8 storage a third
+    argument holds the arrays of `InputLayout`, and their new rows come out before the status."""
 
     def __init__(self, model: Llama) -> None:
         super().__init__()
@@ -231,7 +219,13 @@ class CoreMLProgram(nn.Module):
         assert isinstance(self.model.cache, CoreMLCache)
         return self.model.cache
 
-    def forward(self, tokens: Tensor, input_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def inputs(self) -> InputLayout | None:
+        """The arrays that the host keeps; None if the cache lies in states."""
+        return self.cache.place.layout if isinstance(self.cache.place, Inputs) else None
+
+    def forward(self, tokens: Tensor, input_pos: Tensor, cache: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        self.cache.place.open(cache)
         logits = self.model(tokens, input_pos)
         # The status comes last because coremltools 9.0 fails where the last operation's result goes into a state.
-        return logits, self.cache.step.plan, self.cache.step.status()
+        return logits, self.cache.step.plan, *self.cache.place.new(), self.cache.step.status()

@@ -20,7 +20,8 @@ from adakv_model.controller import Controller
 from adakv_model.model import rope_tables
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
 from adakv_model.tables import CalibrationTables
-from export.coreml_layout import ALIGNMENT, OBSERVED, Pool, StateLayout
+from export.coreml_layout import OBSERVED, Pool, StateLayout
+from export.coreml_storage import ALIGNMENT
 
 COUNT_BASE, ID_BASE = 1024, 256  # low parts of the progress and history states
 FULL = 1000  # added to the cost of a full tier

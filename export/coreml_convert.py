@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from export.coreml_cache import CoreMLProgram
+from export.coreml_inputs import NEW, InputLayout
 from export.coreml_weights import COMPRESSION_PASS, register_pass_once
 
 DECODE, PREFILL = "decode", "prefill"
 TARGETS = ("iOS18", "iOS26")
+INT8_TARGET = "iOS26"  # the first with int8 inputs and outputs
 
 
 @contextmanager
@@ -39,12 +41,19 @@ def import_coremltools():  # type: ignore[no-untyped-def]
     """The module, without its import-time warnings."""
     with quiet_stderr():
         import coremltools
+        from coremltools.converters.mil.frontend.torch import utils
+        from coremltools.converters.mil.mil import types
+    # coremltools 9.0 takes int8 inputs for iOS 26, but its torch.export front end does not know the type's name.
+    utils.TORCH_DTYPE_TO_MIL_DTYPE.setdefault(torch.int8, types.int8)
     return coremltools
 
 
 def trace(program: CoreMLProgram, tokens: int) -> torch.export.ExportedProgram:
-    """torch.export with static shapes: tokens int32 [1, T], input_pos int32 [1]."""
-    example = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    """torch.export with static shapes: tokens int32 [1, T], input_pos int32 [1], and the cache's inputs if any."""
+    example: tuple = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    if program.inputs is not None:
+        arrays = program.inputs.arrays
+        example += ({n: torch.zeros(a.shape, dtype=getattr(torch, a.dtype)) for n, a in arrays.items()},)
     with torch.no_grad():
         traced = torch.export.export(program, example, strict=False).run_decompositions({})
     drop_aliases(traced)
@@ -62,21 +71,29 @@ def drop_aliases(traced: torch.export.ExportedProgram) -> None:
             graph.erase_node(node)
 
 
-def convert(traced: torch.export.ExportedProgram, target: str, weights: str, vocab_size: int, package: Path) -> None:
+def output_types(inputs: InputLayout | None) -> dict[str, str]:
+    """Name and type of a function's outputs, in order."""
+    new = {} if inputs is None else {f"{NEW}_{name}": array.dtype for name, array in inputs.arrays.items()}
+    return {"logits": "float16", "plan": "int32", **new, "status": "int32"}
+
+
+def convert(
+    traced: torch.export.ExportedProgram,
+    outputs: dict[str, str],
+    target: str,
+    weights: str,
+    vocab_size: int,
+    package: Path,
+) -> None:
     """Save one function as a package; fp16 inside, buffers become states.
 
-    target: one of `TARGETS`; weights: one of `coreml_weights.WEIGHTS`.
+    outputs: as `output_types` gives them; target: one of `TARGETS`; weights: one of `coreml_weights.WEIGHTS`.
     """
     ct = import_coremltools()
-    outputs = [
-        ct.TensorType(name="logits", dtype=np.float16),
-        ct.TensorType(name="plan", dtype=np.int32),
-        ct.TensorType(name="status", dtype=np.int32),
-    ]
     with quiet_stderr():
         model = ct.convert(
             traced,
-            outputs=outputs,
+            outputs=[ct.TensorType(name=name, dtype=np.dtype(kind).type) for name, kind in outputs.items()],
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=ct.precision.FLOAT16,
             pass_pipeline=pipeline(weights, vocab_size),

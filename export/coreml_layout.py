@@ -1,10 +1,9 @@
 """How the mixed-precision cache lies in Core ML states: row layouts, pools, and the width table they need.
 
-Core ML states hold fp16 only and ML Programs have no bit operations. An fp16 number holds every integer in
-[-2048, 2047] exactly, so one element carries 12 bits of payload: six 2-bit, four 3-bit or three 4-bit codes; an
-8-bit code is two 4-bit digits. A *row* is one token of one layer: the codes of all K heads, those of all V heads, one
-fp16 scale per (head, K or V), padding. A *pool* is a state [1, channels, 1, slots] whose column is a row; both axes
-are multiples of 32, without which the Neural Engine has been reported to refuse a state (coremltools issue 2631).
+Core ML states hold fp16 only and ML Programs have no bit operations: see coreml_storage.py for the packing of codes,
+there and in int8 inputs. A *row* is one token of one layer: the codes of all K heads, those of all V heads, one fp16
+scale per (head, K or V), padding. A *pool* is a state [1, channels, 1, slots] whose column is a row; both axes are
+multiples of 32. With int8 storage a pool's codes and scales are parts of two inputs (coreml_inputs.py).
 
 All kv heads of a layer share one width for K and one for V in each tier (`coarse_plan`), so that a row unpacks with
 one or two short chains of operations instead of one per head.
@@ -21,27 +20,14 @@ import numpy as np
 from adakv_model.budget import UNIT_WIDTHS, PlannedCache, allocate_unit_bits
 from adakv_model.plan import CachePlan
 from adakv_model.tables import CalibrationTables
+from export.coreml_storage import ALIGNMENT, FP16, SCALE_BYTES, Storage
 
-ALIGNMENT = 32  # elements; see the module's docstring
-PAYLOAD_BITS = 12  # of one fp16 element
 RAW_BITS = 16  # a row stored as fp16 values, without codes and scales
-ELEMENT_BYTES = 2
 STATE_PREFIX = "model_cache_"  # of a state's name in the package: where the buffer lies in CoreMLProgram
 
 
-def aligned(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-def field_bits(bits: int) -> int:
-    """Bits of one packed digit: a code of up to 4 bits is one digit, an 8-bit code two of 4 bits."""
-    return 4 if bits == 8 else bits
-
-
-def elements(codes: int, bits: int) -> int:
-    """fp16 elements that hold `codes` codes of `bits` bits."""
-    digits = codes * (bits // field_bits(bits))
-    return -(-digits // (PAYLOAD_BITS // field_bits(bits)))
+def aligned(count: int, alignment: int = ALIGNMENT) -> int:
+    return -(-count // alignment) * alignment
 
 
 @dataclass(frozen=True)
@@ -62,6 +48,7 @@ class RowLayout:
     v_bits: int
     kv_heads: int
     head_dim: int
+    storage: Storage = FP16
 
     @property
     def raw(self) -> bool:
@@ -80,7 +67,7 @@ class RowLayout:
         runs = [(widths[0], self.units)] if widths[0] == widths[1] else [(b, self.kv_heads) for b in widths]
         sections, channel = [], 0
         for bits, units in runs:
-            count = elements(units * self.head_dim, bits)
+            count = self.storage.elements(units * self.head_dim, bits)
             sections.append(Section(bits, units, channel, count))
             channel += count
         return tuple(sections)
@@ -95,7 +82,13 @@ class RowLayout:
 
     @property
     def channels(self) -> int:
-        return aligned(self.used_channels)
+        return aligned(self.used_channels, self.storage.channel_alignment)
+
+    @property
+    def bytes(self) -> int:
+        """Of one row: codes and padding in the storage's elements, scales in fp16."""
+        scales = 0 if self.raw else self.units
+        return (self.channels - scales) * self.storage.element_bytes + scales * SCALE_BYTES
 
 
 @dataclass(frozen=True)
@@ -113,12 +106,17 @@ class Pool:
     def shape(self) -> tuple[int, int, int, int]:
         return (1, self.row.channels, 1, self.slots)
 
+    @property
+    def bytes(self) -> int:
+        return self.slots * self.row.bytes
+
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Every state of a package, from a plan with one K and one V width per (layer, tier)."""
+    """Every pool and state of a package, from a plan with one K and one V width per (layer, tier)."""
 
     plan: CachePlan
+    storage: Storage = FP16
 
     @cached_property
     def copied_tiers(self) -> tuple[int, ...]:
@@ -136,12 +134,12 @@ class StateLayout:
 
     def row(self, layer: int, tier: int) -> RowLayout:
         k_bits, v_bits = (int(b) for b in self.plan.unit_bits[layer, 0, :, tier])
-        return RowLayout(k_bits, v_bits, self.plan.n_kv_heads, self.plan.head_dim)
+        return RowLayout(k_bits, v_bits, self.plan.n_kv_heads, self.plan.head_dim, self.storage)
 
     @cached_property
     def window_row(self) -> RowLayout:
         bits = self.plan.window_bits
-        return RowLayout(bits, bits, self.plan.n_kv_heads, self.plan.head_dim)
+        return RowLayout(bits, bits, self.plan.n_kv_heads, self.plan.head_dim, self.storage)
 
     @cached_property
     def window_columns(self) -> tuple[int, ...]:
@@ -192,58 +190,69 @@ class StateLayout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int, int, int]]:
-        """State name (without the module prefix) to shape; all float16."""
+        """State name (without the module prefix) to shape; all float16. Only fp16 pools are states."""
         shapes = dict(self.shared_shapes)
-        for layer in range(self.plan.n_layers):
-            shapes |= self.layer_shapes(layer)
+        if self.storage is FP16:
+            for layer in range(self.plan.n_layers):
+                shapes |= self.layer_shapes(layer)
         return shapes
 
     @property
     def pool_bytes(self) -> dict[str, int]:
         """Bytes of rows over all layers: sink, window with the copied tiers, narrow tiers by nominal bits; the rest."""
-        totals = {"sink": 0, "window": 0} | {f"tier_{self.plan.tier_bits[k]}": 0 for k in self.narrow_tiers}
-        for layer in range(self.plan.n_layers):
-            totals["sink"] += ELEMENT_BYTES * int(np.prod(self.sink_shape))
-            totals["window"] += ELEMENT_BYTES * int(np.prod(self.window_pool(layer).shape))
-            for k in self.narrow_tiers:
-                totals[f"tier_{self.plan.tier_bits[k]}"] += ELEMENT_BYTES * int(np.prod(self.tier_pool(layer, k).shape))
-        totals["shared"] = self.bytes_allocated - sum(totals.values())
-        return totals
+        layers = range(self.plan.n_layers)
+        totals = {
+            "sink": len(layers) * SCALE_BYTES * int(np.prod(self.sink_shape)),
+            "window": sum(self.window_pool(layer).bytes for layer in layers),
+        }
+        for k in self.narrow_tiers:
+            name = f"tier_{self.plan.tier_bits[k]}"
+            totals[name] = totals.get(name, 0) + sum(self.tier_pool(layer, k).bytes for layer in layers)
+        return totals | {"shared": sum(SCALE_BYTES * int(np.prod(shape)) for shape in self.shared_shapes.values())}
 
     @property
     def bytes_allocated(self) -> int:
-        return sum(ELEMENT_BYTES * int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(self.pool_bytes.values())
 
     @property
     def bits_per_value(self) -> float:
         """Allocated bits per K or V value of a full context, padding and bookkeeping included."""
         return 8 * self.bytes_allocated / self.plan.values
 
-    def to_manifest(self) -> dict:
-        """The `core_ml_states` section: what a reader of the states needs beside the plan."""
+    def row_bits(self) -> dict[str, float]:
+        """Bits a value of a row, padding and scales included, by nominal tier; mean over layers."""
         plan = self.plan
-        row_bits = {
+        values = 2 * plan.n_kv_heads * plan.head_dim
+        return {
             str(plan.tier_bits[k]): round(
-                float(np.mean([16 * self.row(layer, k).channels for layer in range(plan.n_layers)]))
-                / (2 * plan.n_kv_heads * plan.head_dim),
-                4,
+                8 * float(np.mean([self.row(layer, k).bytes for layer in range(plan.n_layers)])) / values, 4
             )
             for k in self._used_tiers
         }
-        widths = {str(plan.tier_bits[k]): plan.unit_bits[:, 0, :, k].tolist() for k in self.narrow_tiers}
+
+    def summary(self) -> dict:
+        """Bytes of this form of the cache: what the two forms are compared by."""
         return {
-            "dtype": "float16",
             "bytes_allocated": self.bytes_allocated,
             "bits_per_value": round(self.bits_per_value, 4),
-            "share_of_fp16": round(self.bytes_allocated / plan.fp16_bytes, 4),
+            "share_of_fp16": round(self.bytes_allocated / self.plan.fp16_bytes, 4),
             "bytes": self.pool_bytes,
-            "row_bits_per_value": row_bits,
-            "row_share_of_fp16": {tier: round(bits / 16, 4) for tier, bits in row_bits.items()},
+            "row_bits_per_value": self.row_bits(),
+        }
+
+    def to_manifest(self) -> dict:
+        """The `core_ml_states` section: what a reader of the states needs beside the plan."""
+        widths = {str(self.plan.tier_bits[k]): self.plan.unit_bits[:, 0, :, k].tolist() for k in self.narrow_tiers}
+        return {
+            "cache_io": self.storage.name,
+            "dtype": self.storage.dtype,
+            **self.summary(),
+            "row_share_of_fp16": {tier: round(bits / 16, 4) for tier, bits in self.row_bits().items()},
             "k_and_v_bits": widths,
             "states": {
                 STATE_PREFIX + ("control_" if name in self.shared_shapes else "") + name: {
                     "shape": list(shape),
-                    "bytes": ELEMENT_BYTES * int(np.prod(shape)),
+                    "bytes": SCALE_BYTES * int(np.prod(shape)),
                 }
                 for name, shape in self.shapes.items()
             },
@@ -259,6 +268,7 @@ def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCach
 
     A row is padded to a multiple of 32 elements; K, then V, takes the next width wherever the row stays as long.
     No tier is wider than the window: a row that passed through 8 bits holds no more, whatever its nominal width.
+    The padding is that of fp16 states for every storage, so that both forms of a cache hold the same codes.
     """
     plan = planned.plan
     if not plan.adaptive:

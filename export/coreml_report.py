@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from export.coreml_layout import ALIGNMENT
+from export.coreml_storage import ALIGNMENT, FP16
 
 REPORTED = {
     "gather": "indexed by a value that is known only at run time",
@@ -127,6 +127,7 @@ def _function_report(function: Any) -> dict[str, Any]:
             reason = _reason(op)
             if reason:
                 leaving[f"{op.type} ({reason})"] += 1
+    inputs = [v.type.tensorType for v in function.inputs if v.type.WhichOneof("type") == "tensorType"]
     weights = sum(size for name, size in constants.items() if name in used)
     return {
         "operations": sum(histogram.values()),
@@ -136,6 +137,8 @@ def _function_report(function: Any) -> dict[str, Any]:
             "weights": weights,
             "states_read": read,
             "states_written": written,
+            "inputs": sum(_bytes(tensor) for tensor in inputs),
+            "outputs": sum(sizes[name] for name in block.outputs),
             "intermediates_if_nothing_is_fused": 2 * intermediate,
         },
     }
@@ -165,10 +168,12 @@ def print_report(manifest: dict, console: Console) -> None:
     size = report["package_bytes"] / 1e6
     target = f"{manifest['deployment_target']} (specification {report['specification_version']})"
     table.add_row("package", f"{manifest['program']}, {size:.1f} MB, weights {manifest['weights']}, {target}")
+    where = "states" if states["cache_io"] == FP16.name else f"{len(manifest['core_ml_inputs']['arrays'])} inputs and"
     table.add_row(
-        "KV states",
-        f"{report['states']['count']} states, {states['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']}"
-        f" tokens, {states['bits_per_value']:.2f} bits a value, {100 * states['share_of_fp16']:.1f} % of fp16",
+        "KV cache",
+        f"{where} {report['states']['count']} states, {states['bytes_allocated'] / 2**20:.2f} MiB for"
+        f" {cache['context']} tokens, {states['bits_per_value']:.2f} bits a value,"
+        f" {100 * states['share_of_fp16']:.1f} % of fp16",
     )
     tiers = ", ".join(f"{t['capacity']} at {t['mean_row_bits']:.2f}" for t in cache["tiers"] if t["capacity"])
     table.add_row("tokens by code bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}")
@@ -177,9 +182,32 @@ def print_report(manifest: dict, console: Console) -> None:
         table.add_row(
             name,
             f"{f['operations']} operations, {sum(f['leaving_the_neural_engine'].values())} leave the Neural Engine;"
-            f" reads {moved['weights'] / 1e6:.1f} MB of weights and {moved['states_read'] / 1e6:.2f} MB of states",
+            f" reads {moved['weights'] / 1e6:.1f} MB of weights, {moved['states_read'] / 1e6:.2f} MB of states and"
+            f" {moved['inputs'] / 1e6:.2f} MB of inputs",
         )
     console.print(table)
+    console.print(forms_table(manifest))
 
 
-__all__ = ["package_report", "print_report"]
+def forms_table(manifest: dict) -> Table:
+    """Bytes of the exported plan's cache in both forms: fp16 states, and int8 inputs with the rows that come back."""
+    forms = manifest["cache_forms"]
+    table = Table(title="bytes of this cache in either form (--cache-io)", title_justify="left")
+    table.add_column("")
+    for name in forms:
+        table.add_column(
+            name + (" (exported)" if name == manifest["core_ml_states"]["cache_io"] else ""), justify="right"
+        )
+    rows = {name: name.replace("tier_", "tier of bits ") for name in forms[FP16.name]["bytes"]}
+    for name, label in rows.items():
+        table.add_row(label, *(f"{form['bytes'][name]:,}" for form in forms.values()))
+    table.add_row("total", *(f"{form['bytes_allocated']:,}" for form in forms.values()), end_section=True)
+    table.add_row("bits a value", *(f"{form['bits_per_value']:.2f}" for form in forms.values()))
+    table.add_row("share of fp16", *(f"{100 * form['share_of_fp16']:.1f} %" for form in forms.values()))
+    sizes = [form.get("output_bytes", {}) for form in forms.values()]
+    for tokens in sorted({int(n) for size in sizes for n in size}):
+        table.add_row(f"new rows returned, {tokens} token(s)", *(f"{s.get(str(tokens), 0):,}" for s in sizes))
+    return table
+
+
+__all__ = ["forms_table", "package_report", "print_report"]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import GAUSSIAN_STEP, ScaleMode, hadamard
-from export.coreml_layout import PAYLOAD_BITS, RowLayout, Section, field_bits
+from export.coreml_layout import RowLayout, Section
+from export.coreml_storage import Digits, Storage
 
 SMALLEST = 1e-4  # a peak below this divides as this: still a normal fp16 number
 
@@ -111,7 +112,7 @@ def pack_row(row: RowLayout, codes: Tensor, scales: Tensor) -> Tensor:
     """Columns [channels, T] of a pool. codes: [units, D, T]; scales: [units, 1, T]."""
     tokens, first, parts = codes.shape[-1], 0, []
     for section in row.sections:
-        parts.append(_pack_section(section, codes[first : first + section.units].reshape(-1, tokens)))
+        parts.extend(_pack_section(row.storage, section, codes[first : first + section.units].reshape(-1, tokens)))
         first += section.units
     parts.append(scales.reshape(row.units, tokens))
     padding = row.channels - row.used_channels
@@ -120,24 +121,36 @@ def pack_row(row: RowLayout, codes: Tensor, scales: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _pack_section(section: Section, codes: Tensor) -> Tensor:
+def _pack_section(storage: Storage, section: Section, codes: Tensor) -> list[Tensor]:
+    """[codes, T] -> one [elements, T] a run of digits."""
+    runs = storage.runs[section.bits]
+    packed, below = [], section.bits
+    for run in runs:
+        below -= run.width * run.count
+        high = torch.floor(codes * 2.0**-below) if below else codes
+        packed.append(_pack_run(storage, run, high))
+        if below:
+            codes = codes - high * 2.0**below
+    return packed
+
+
+def _pack_run(storage: Storage, run: Digits, codes: Tensor) -> Tensor:
     """[codes, T] -> [elements, T]: digit field f of element j is digit j + f * elements, the top field signed."""
-    width = field_bits(section.bits)
-    fields = PAYLOAD_BITS // width
-    if section.bits == 8:
-        high = torch.floor(codes * (1.0 / 16))
-        codes = torch.cat((high, codes - high * 16.0))
-    missing = fields * section.elements - codes.shape[0]
+    count, fields = storage.run_elements(codes.shape[0], run), storage.payload_bits // run.width
+    if run.count == 2:
+        high = torch.floor(codes * 2.0**-run.width)
+        codes = torch.cat((high, codes - high * 2.0**run.width))
+    missing = fields * count - codes.shape[0]
     if missing:
         codes = torch.cat((codes, torch.zeros(missing, codes.shape[1])))
-    digits = codes.reshape(fields, section.elements, -1)
-    powers, bias = _powers(width), torch.zeros(fields, 1, 1)
-    bias[-1] = 2.0**PAYLOAD_BITS / 2
+    digits = codes.reshape(fields, count, -1)
+    powers, bias = _powers(storage, run.width), torch.zeros(fields, 1, 1)
+    bias[-1] = 2.0**storage.payload_bits / 2
     return (digits * powers - bias).sum(0)
 
 
-def _powers(width: int) -> Tensor:
-    return 2.0 ** (width * torch.arange(PAYLOAD_BITS // width, dtype=torch.float32)).reshape(-1, 1, 1)
+def _powers(storage: Storage, width: int) -> Tensor:
+    return 2.0 ** (width * torch.arange(storage.payload_bits // width, dtype=torch.float32)).reshape(-1, 1, 1)
 
 
 def unpack_row(row: RowLayout, pool: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,23 +160,39 @@ def unpack_row(row: RowLayout, pool: Tensor) -> tuple[Tensor, Tensor]:
     for section in row.sections:
         packed = pool[:, section.channel : section.channel + section.elements]
         count = section.units * row.head_dim
-        sections.append(_unpack_section(section, packed, count).reshape(section.units, row.head_dim, slots))
+        sections.append(
+            _unpack_section(row.storage, section, packed, count).reshape(section.units, row.head_dim, slots)
+        )
     levels = sections[0] if len(sections) == 1 else torch.cat(sections)
     scales = pool[:, row.scales_channel : row.scales_channel + row.units].reshape(row.units, 1, slots)
     return levels, scales
 
 
-def _unpack_section(section: Section, packed: Tensor, count: int) -> Tensor:
-    """[1, elements, 1, slots] -> levels [count, slots]. digit f = floor(w / 2^(b f)) - 2^b floor(w / 2^(b (f + 1)))."""
-    width, slots = field_bits(section.bits), packed.shape[-1]
-    powers = _powers(width).unsqueeze(1)  # [fields, 1, 1, 1]
+def _unpack_section(storage: Storage, section: Section, packed: Tensor, count: int) -> Tensor:
+    """[1, elements, 1, slots] -> levels [count, slots]. A level is the sum of its digits' levels by their weight."""
+    levels, first, weight = None, 0, 1.0
+    for run in storage.runs[section.bits]:
+        elements = storage.run_elements(count, run)
+        digits = _unpack_run(storage, run, packed[:, first : first + elements])
+        for i in range(run.count):
+            digit = digits[i * count : (i + 1) * count]
+            levels = digit if levels is None else levels + digit * weight
+            weight *= 2.0**-run.width
+        first += elements
+    assert levels is not None
+    return levels
+
+
+def _unpack_run(storage: Storage, run: Digits, packed: Tensor) -> Tensor:
+    """Levels [fields * elements, slots] of digits: digit f = floor(w / 2^(b f)) - 2^b floor(w / 2^(b (f + 1)))."""
+    width, slots = run.width, packed.shape[-1]
+    step = 2.0**-width
+    if width == storage.payload_bits:  # one signed digit an element
+        return (packed * (2.0 * step) + step).reshape(-1, slots)
+    powers = _powers(storage, width).unsqueeze(1)  # [fields, 1, 1, 1]
     fields, last = powers.shape[0], torch.zeros(powers.shape[0], 1, 1, 1)
     last[-1] = 1.0  # the top field is stored minus half its range and needs no subtraction
-    step = 2.0**-width
     low = torch.floor(packed * (1.0 / powers)) * (2.0 * step)
     high = torch.floor(packed * ((1.0 - last) * step / powers)) * 2.0
     levels = low - high + (last - (1.0 - step))
-    digits = levels.reshape(fields * section.elements, slots)
-    if section.bits == 8:  # level of 8 bits = level of the high digit + level of the low digit / 16
-        digits = digits[:count] + digits[count : 2 * count] * (1.0 / 16)
-    return digits[:count]
+    return levels.reshape(fields * packed.shape[1], slots)

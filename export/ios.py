@@ -1,4 +1,4 @@
-"""The iOS target: checkpoint -> `.mlpackage` with the cache in Core ML states, or a `.pte` for ExecuTorch on iOS."""
+"""The iOS target: checkpoint -> `.mlpackage` with the cache in states or inputs, or a `.pte` for ExecuTorch on iOS."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
 from adakv_model.controller import Controller
+from adakv_model.errors import UserError
 from adakv_model.model import build_model
+from adakv_model.plan import CachePlan
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, export_android
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.coreml_cache import CoreMLCache, CoreMLProgram, check_plan
-from export.coreml_layout import StateLayout, coarse_plan
+from export.coreml_convert import INT8_TARGET
+from export.coreml_inputs import CACHE, NEW, InputLayout
+from export.coreml_layout import RAW_BITS, StateLayout, coarse_plan
+from export.coreml_storage import FP16, STORAGES, Storage
 from export.quiet import quiet
 from export.weights import DEFAULT_RECIPE
 
@@ -28,8 +33,9 @@ STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each re
 class IosOptions:
     """One export. `cache` is checked against the model; the rest by the command line.
 
-    backend: coreml writes a package; executorch a .pte with the Core ML delegate and fp16 weights; xnnpack the .pte of
-    --target android, which is the same file on iOS. quantize and embedding are the latter's.
+    cache_io: states, or int8 for a cache that the host keeps and passes (coreml_inputs.py).
+    backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte
+    of --target android, which is the same file on iOS. quantize and embedding are the latter's.
     """
 
     model: str
@@ -43,12 +49,27 @@ class IosOptions:
     quantize: str = DEFAULT_RECIPE
     embedding: str | None = None
     cache: CacheOptions = field(default_factory=CacheOptions)
+    cache_io: str = FP16.name
 
 
-def build_program(checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache) -> CoreMLProgram:
+def check_options(options: IosOptions) -> None:
+    """Raise UserError for options that exclude each other."""
+    if options.cache_io == FP16.name:
+        return
+    if options.backend != "coreml":
+        raise UserError(f"--cache-io {options.cache_io} needs --backend coreml: drop one of them")
+    if options.deployment_target != INT8_TARGET:
+        raise UserError(
+            f"--cache-io {options.cache_io} needs --deployment-target {INT8_TARGET}: older systems take none"
+        )
+
+
+def build_program(
+    checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache, storage: Storage = FP16
+) -> CoreMLProgram:
     """The float model over the Core ML cache, with the norm that cannot overflow in fp16."""
     controller = Controller(tables.scorer, planned.thresholds) if planned.plan.adaptive else None
-    cache = CoreMLCache(checkpoint.config, planned.plan, tables, controller)
+    cache = CoreMLCache(checkpoint.config, planned.plan, tables, controller, storage)
     return CoreMLProgram(build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=True))
 
 
@@ -60,6 +81,8 @@ def package_name(checkpoint: Checkpoint) -> str:
 
 def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
+    check_options(options)
+    storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
         return export_android(_android_options(options), command, stage)
     with quiet(), atomic_folder(options.out) as folder:
@@ -67,8 +90,8 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
             tables = choose_tables(checkpoint, options.tables)
             planned = coarse_plan(plan_cache(checkpoint.config, tables, options.cache), tables)
-            check_plan(planned.plan)
-            program = build_program(checkpoint, tables, planned)
+            check_plan(planned.plan, storage)
+            program = build_program(checkpoint, tables, planned, storage)
             checkpoint.weights.clear()
         if options.backend == "executorch":
             sections = _delegate(options, checkpoint, planned, program, folder, stage)
@@ -84,11 +107,26 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
                 "weights": options.weights if options.backend == "coreml" else "fp16",
                 "calibration": tables.info,
                 "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
-                "core_ml_states": StateLayout(planned.plan).to_manifest(),
+                "core_ml_states": program.cache.layout.to_manifest(),
+                "cache_forms": {s.name: form for s in STORAGES.values() if (form := _form(planned.plan, s))},
             }
+            if program.inputs is not None:
+                common["core_ml_inputs"] = program.inputs.to_manifest()
             return write_manifest(
                 folder, checkpoint=checkpoint, plan=planned.plan, sections=common | sections, command=command
             )
+
+
+def _form(plan: CachePlan, storage: Storage) -> dict | None:
+    """Bytes of this plan's cache in a storage; None if it cannot hold it."""
+    if plan.window_bits == RAW_BITS and storage is not FP16:
+        return None
+    layout = StateLayout(plan, storage)
+    summary = layout.summary()
+    if storage is not FP16:
+        inputs = InputLayout(layout)
+        summary["output_bytes"] = {str(n): inputs.output_bytes(n) for n in sorted({1, plan.chunk})}
+    return summary
 
 
 def _package(
@@ -113,25 +151,31 @@ def _package(
             with stage(f"convert {function}"):
                 parts[function] = scratch / f"{function}.mlpackage"
                 core_ml.convert(
-                    traced, options.deployment_target, options.weights, checkpoint.config.vocab_size, parts[function]
+                    traced,
+                    core_ml.output_types(program.inputs),
+                    options.deployment_target,
+                    options.weights,
+                    checkpoint.config.vocab_size,
+                    parts[function],
                 )
                 del traced
         with stage("merge functions"):
             core_ml.save_functions(parts, folder / name)
             report = package_report(folder / name)
-    vocabulary, columns = checkpoint.config.vocab_size, 2 + planned.plan.n_tiers
-    methods = {
-        function: {
-            "inputs": {"tokens": ["int32", [1, tokens]], "input_pos": ["int32", [1]]},
-            "outputs": {
-                "logits": ["float16", [1, tokens, vocabulary]],
-                "plan": ["int32", [tokens, columns]],
-                "status": ["int32", [1]],
-            },
-        }
-        for function, tokens in sizes.items()
-    }
+    methods = {function: _signature(program, checkpoint.config.vocab_size, n) for function, n in sizes.items()}
     return {"program": name, "methods": methods, "report": report}
+
+
+def _signature(program: CoreMLProgram, vocabulary: int, tokens: int) -> dict[str, dict]:
+    """Inputs and outputs of a function: name to type and shape."""
+    inputs: dict[str, list] = {"tokens": ["int32", [1, tokens]], "input_pos": ["int32", [1]]}
+    new: dict[str, list] = {}
+    if program.inputs is not None:
+        inputs |= {f"{CACHE}_{n}": [a.dtype, list(a.shape)] for n, a in program.inputs.arrays.items()}
+        new = {f"{NEW}_{n}": [a.dtype, list(a.shape)] for n, a in program.inputs.outputs(tokens).items()}
+    columns = 2 + program.cache.plan.n_tiers
+    outputs = {"logits": ["float16", [1, tokens, vocabulary]], "plan": ["int32", [tokens, columns]]}
+    return {"inputs": inputs, "outputs": {**outputs, **new, "status": ["int32", [1]]}}
 
 
 def _delegate(

@@ -15,9 +15,12 @@ from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.tables import CalibrationTables, neutral_tables
 from adakv_model.testing_checkpoints import SMALL
+from device_tests.coreml_host import HostCache
 from export.coreml_cache import CoreMLCache, CoreMLProgram
 from export.coreml_control import Status
+from export.coreml_convert import output_types
 from export.coreml_layout import coarse_plan
+from export.coreml_storage import FP16, INT8, Storage
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
 TOKENS = torch.randint(0, CONFIG.vocab_size, (100,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -34,14 +37,17 @@ def tables() -> CalibrationTables:
     return neutral_tables(CONFIG)
 
 
-def build(tables: CalibrationTables, options: CacheOptions) -> tuple[CoreMLProgram, Llama, PlannedCache]:
+def build(
+    tables: CalibrationTables, options: CacheOptions, storage: Storage = FP16
+) -> tuple[CoreMLProgram, Llama, PlannedCache]:
     planned = coarse_plan(plan_cache(CONFIG, tables, options), tables)
     weights = draw_weights(CONFIG, 0)
 
     def controller() -> Controller | None:
         return Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
 
-    ours = CoreMLProgram(build_model(CONFIG, weights, CoreMLCache(CONFIG, planned.plan, tables, controller())))
+    core_ml = CoreMLCache(CONFIG, planned.plan, tables, controller(), storage)
+    ours = CoreMLProgram(build_model(CONFIG, weights, core_ml))
     cache = MixedPrecisionCache(CONFIG, planned.plan, tables, controller())
     return ours, build_model(CONFIG, weights, cache), planned
 
@@ -50,20 +56,32 @@ def build(tables: CalibrationTables, options: CacheOptions) -> tuple[CoreMLProgr
 def run(program: CoreMLProgram, tokens: list[int], chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [n, V] and plans [n, 2 + K]; a rest that is no whole chunk goes one by one."""
     logits, plans, position = [], [], 0
+    host = None if program.inputs is None else HostCache(program.inputs, "fp16")
     while position < len(tokens):
         count = chunk if position + chunk <= len(tokens) else 1
         ids = torch.tensor([tokens[position : position + count]], dtype=torch.int32)
-        rows, plan, status = program(ids, torch.tensor([position], dtype=torch.int32))
-        assert int(status) == Status.OK
+        arguments: list = [ids, torch.tensor([position], dtype=torch.int32)]
+        if host is not None:
+            arguments.append({name: torch.from_numpy(array) for name, array in host.arrays.items()})
+        results = dict(zip(output_types(program.inputs), program(*arguments), strict=True))
+        rows, plan = results["logits"], results["plan"]
+        assert int(results["status"]) == Status.OK
+        if host is not None:
+            host.write_step(position, plan.numpy(), {name: value.numpy() for name, value in results.items()})
         logits.append(rows[0])
         plans.append(plan)
         position += count
     return torch.cat(logits), torch.cat(plans)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.policy}-{o.kv_bits}")
-def test_equals_the_reference_for_any_chunking(options: CacheOptions, tables: CalibrationTables) -> None:
-    ours, reference, planned = build(tables, options)
+CASES = [(o, FP16) for o in OPTIONS] + [(o, INT8) for o in OPTIONS if o.policy != "fp16"]
+
+
+@pytest.mark.parametrize(("options", "storage"), CASES, ids=[f"{o.policy}-{o.kv_bits}-{s.name}" for o, s in CASES])
+def test_equals_the_reference_for_any_chunking(
+    options: CacheOptions, storage: Storage, tables: CalibrationTables
+) -> None:
+    ours, reference, planned = build(tables, options, storage)
     plan = planned.plan
     with torch.no_grad():
         expected = torch.cat([reference(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(TOKENS)])
@@ -107,3 +125,8 @@ def test_what_may_not_run_is_reported_and_stores_nothing(tables: CalibrationTabl
 def test_a_16_bit_window_is_refused_where_it_does_not_fit(tables: CalibrationTables) -> None:
     with pytest.raises(UserError, match="drop --window-bits 16"):
         build(tables, replace(ADAPTIVE, window_bits=16, kv_bits=12.0))
+
+
+def test_int8_holds_no_raw_rows(tables: CalibrationTables) -> None:
+    with pytest.raises(UserError, match="drop --kv fp16 and --window-bits 16"):
+        build(tables, CacheOptions(context=100, window=8, policy="fp16"), INT8)

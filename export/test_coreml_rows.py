@@ -13,8 +13,10 @@ from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.config import MODELS
 from adakv_model.quantizer import ScaleMode, dequantize, hadamard, quantize
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
-from export.coreml_layout import ALIGNMENT, RowLayout, StateLayout, coarse_plan, elements
+from export.coreml_inputs import InputLayout
+from export.coreml_layout import RowLayout, StateLayout, coarse_plan
 from export.coreml_rows import NarrowTiers, pack_row, quantize_window, row_transforms, unpack_row, window_levels
+from export.coreml_storage import ALIGNMENT, FP16, INT8, STORAGES, Storage
 from export.coreml_weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
 
 WIDTHS = (2, 3, 4, 8)
@@ -33,8 +35,11 @@ def planned(tables: CalibrationTables) -> PlannedCache:
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 5, 32])
 @pytest.mark.parametrize(("k_bits", "v_bits"), list(itertools.product(WIDTHS, WIDTHS)))
-def test_packed_rows_survive_fp16_and_unpack_to_the_same_codes(k_bits: int, v_bits: int, kv_heads: int) -> None:
-    row, tokens = RowLayout(k_bits, v_bits, kv_heads, 64), 5
+@pytest.mark.parametrize("storage", STORAGES.values(), ids=lambda s: s.name)
+def test_packed_rows_survive_storage_and_unpack_to_the_same_codes(
+    storage: Storage, k_bits: int, v_bits: int, kv_heads: int
+) -> None:
+    row, tokens = RowLayout(k_bits, v_bits, kv_heads, 64, storage), 5
     generator = torch.Generator().manual_seed(k_bits * 10 + v_bits)
     bits = torch.tensor([k_bits] * kv_heads + [v_bits] * kv_heads).reshape(-1, 1, 1)
     codes = torch.floor(torch.rand(2 * kv_heads, 64, tokens, generator=generator) * 2.0**bits)
@@ -42,16 +47,20 @@ def test_packed_rows_survive_fp16_and_unpack_to_the_same_codes(k_bits: int, v_bi
     scales = torch.rand(2 * kv_heads, 1, tokens, generator=generator).half().float()
     packed = pack_row(row, codes, scales)
     assert packed.shape == (row.channels, tokens)
-    assert row.channels % ALIGNMENT == 0
-    assert torch.equal(packed.half().float(), packed), "an fp16 state must hold every element exactly"
+    assert row.channels % storage.channel_alignment == 0
+    assert torch.equal(packed.half().float(), packed), "fp16 must hold every element exactly"
+    if storage is INT8:
+        assert torch.equal(packed[: row.scales_channel].to(torch.int8).float(), packed[: row.scales_channel])
     levels, read = unpack_row(row, packed.reshape(1, row.channels, 1, tokens))
     assert torch.equal(levels, (2 * codes - (2.0**bits - 1)) / 2.0**bits)
     assert torch.equal(read, scales)
 
 
 def test_elements_per_row() -> None:
-    """Six 2-bit, four 3-bit and three 4-bit codes an element; an 8-bit code is two thirds of one."""
-    assert [elements(192, bits) for bits in WIDTHS] == [32, 48, 64, 128]
+    """fp16: six 2-bit, four 3-bit and three 4-bit codes; an 8-bit code is two thirds. int8: as many as bits allow."""
+    assert [FP16.elements(192, bits) for bits in WIDTHS] == [32, 48, 64, 128]
+    assert [INT8.elements(192, bits) for bits in WIDTHS] == [48, 72, 96, 192]
+    assert RowLayout(4, 3, 3, 64, INT8).bytes == 96 + 72 + 2 * 6
     assert RowLayout(4, 3, 3, 64).used_channels == 64 + 48 + 6
 
 
@@ -102,6 +111,19 @@ def test_states_take_at_most_45_percent_of_fp16_at_3_5_bits(planned: PlannedCach
     assert layout.bytes_allocated == sum(layout.pool_bytes.values())
     for shape in layout.shapes.values():
         assert all(dim == 1 or dim % ALIGNMENT == 0 for dim in shape)
+
+
+def test_int8_inputs_take_fewer_bytes_for_the_same_codes(planned: PlannedCache) -> None:
+    states, int8 = StateLayout(planned.plan), StateLayout(planned.plan, INT8)
+    inputs = InputLayout(int8)
+    arrays = sum(array.bytes for array in inputs.arrays.values())
+    assert int8.bytes_allocated == sum(int8.pool_bytes.values()) == arrays + int8.pool_bytes["shared"]
+    assert int8.bytes_allocated < 0.75 * states.bytes_allocated
+    assert set(int8.shapes) == set(states.shared_shapes)
+    assert inputs.output_bytes(planned.plan.chunk) < 0.06 * arrays, "pools must not come back"
+    for kind in inputs.kinds:
+        last = inputs.pools(kind)[-1].row.scales_channel
+        assert inputs.first_channels(kind)[-1] + last == inputs.arrays[kind].channels
 
 
 def test_one_width_per_layer_side_and_tier(planned: PlannedCache, tables: CalibrationTables) -> None:

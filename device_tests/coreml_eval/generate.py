@@ -40,7 +40,7 @@ class Statistics:
     prefill_seconds: float
     decode_seconds: float
     tokens_by_tier: dict[str, int]
-    state_bytes: int
+    state_bytes: int  # states, and arrays that the host keeps
     fp16_bytes: int  # of an fp16 cache with the same context
 
     def to_json(self) -> dict:
@@ -129,7 +129,7 @@ def answer(artifact: Artifact, prompt: list[int], limit: int, precision: Precisi
         prefill_seconds=round(prefill_done - loaded, 3),
         decode_seconds=round(finished - prefill_done, 3),
         tokens_by_tier={f"{bits} bits": count for bits, count in counts},
-        state_bytes=sum(array.nbytes for array in model.package.new_state().values()),
+        state_bytes=model.cache_bytes,
         fp16_bytes=model.plan.fp16_bytes,
     )
 
@@ -140,7 +140,7 @@ def summary(s: Statistics) -> str:
     return (
         f"load {s.load_seconds:.1f} s | prefill {s.prompt_tokens} tokens, {per_token['prefill_seconds_per_token']:.2f}"
         f" s/token | decode {s.new_tokens} tokens, {per_token['decode_seconds_per_token']:.2f} s/token | stopped by"
-        f" {s.finish_reason}\ntokens that left the window: {tiers} | {s.state_bytes / 2**20:.2f} MiB of states"
+        f" {s.finish_reason}\ntokens that left the window: {tiers} | {s.state_bytes / 2**20:.2f} MiB of cache"
         f" ({100 * s.state_bytes / s.fp16_bytes:.1f} % of an fp16 cache)"
     )
 

@@ -20,6 +20,8 @@ public struct Artifact {
   public let prefillChunk: Int
   public let vocabularySize: Int
   public let endTokens: Set<Int32>
+  /// The cache's inputs if the package was exported with `--cache-io int8`; nil if it keeps its cache in states.
+  public let inputs: CacheInputs?
 
   public init(folder: URL) throws {
     let data: Data
@@ -37,12 +39,14 @@ public struct Artifact {
     prefillChunk = manifest.kv_cache.prefill_chunk
     vocabularySize = manifest.model.vocab_size
     endTokens = Set(manifest.model.eos_token_ids)
+    inputs = manifest.core_ml_inputs
   }
 
   private struct Manifest: Decodable {
     let program: String
     let model: Model
     let kv_cache: Cache
+    let core_ml_inputs: CacheInputs?
   }
 
   private struct Model: Decodable {

@@ -9,9 +9,10 @@ public struct Step {
   public let plan: [[Int32]]
 }
 
-/// A package with its states: one sequence at a time, fed in order.
+/// A package with its cache: one sequence at a time, fed in order.
 ///
-/// `prefill` and `decode` are two functions of one package and share the states, so one `MLState` serves both.
+/// `prefill` and `decode` are two functions of one package and share the states, so one `MLState` serves both. A
+/// package with `--cache-io int8` keeps only its bookkeeping in states; the rows are in a `HostCache`.
 public final class LanguageModel {
   public let artifact: Artifact
   /// Tokens held.
@@ -19,6 +20,7 @@ public final class LanguageModel {
   private let decodeModel: MLModel
   private let prefillModel: MLModel?
   private let state: MLState
+  private let cache: HostCache?
 
   /// Compiles the package (seconds, once) and loads its functions. usePrefill false decodes prompts token by token.
   public init(artifact: Artifact, computeUnits: MLComputeUnits, usePrefill: Bool = true) async throws {
@@ -33,6 +35,7 @@ public final class LanguageModel {
     decodeModel = try load("decode")
     prefillModel = usePrefill && artifact.prefillChunk > 1 ? try load("prefill") : nil
     state = decodeModel.makeState()
+    cache = try artifact.inputs.map(HostCache.init)
   }
 
   /// Start a new sequence with the next step: position 0 resets the cache inside the graph.
@@ -60,9 +63,10 @@ public final class LanguageModel {
     let model = tokens.count == 1 ? decodeModel : prefillModel!
     let ids = MLShapedArray<Int32>(scalars: tokens, shape: [1, tokens.count])
     let start = MLShapedArray<Int32>(scalars: [Int32(position)], shape: [1])
-    let inputs = try MLDictionaryFeatureProvider(dictionary: [
-      "tokens": MLFeatureValue(shapedArray: ids), "input_pos": MLFeatureValue(shapedArray: start),
-    ])
+    var features = cache?.features ?? [:]
+    features["tokens"] = MLFeatureValue(shapedArray: ids)
+    features["input_pos"] = MLFeatureValue(shapedArray: start)
+    let inputs = try MLDictionaryFeatureProvider(dictionary: features)
     let outputs = try model.prediction(from: inputs, using: state)
     switch scalars(outputs, "status", Int32.self).first {
     case 0: break
@@ -71,12 +75,12 @@ public final class LanguageModel {
         "context full: \(position + tokens.count) tokens do not fit the package's \(artifact.context)")
     default: throw AdaKVError("the package refused position \(position): reset before a new sequence")
     }
+    let flat = scalars(outputs, "plan", Int32.self)
+    let columns = flat.count / tokens.count
+    let plan = stride(from: 0, to: flat.count, by: columns).map { Array(flat[$0..<$0 + columns]) }
+    try cache?.write(position: position, plan: plan, outputs: outputs)
     position += tokens.count
-    let plan = scalars(outputs, "plan", Int32.self)
-    let columns = plan.count / tokens.count
-    return Step(
-      logits: scalars(outputs, "logits", Float16.self),
-      plan: stride(from: 0, to: plan.count, by: columns).map { Array(plan[$0..<$0 + columns]) })
+    return Step(logits: scalars(outputs, "logits", Float16.self), plan: plan)
   }
 
   /// A state as fp16 values, in the order of its shape; names are in the manifest under `core_ml_states`.
