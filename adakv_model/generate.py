@@ -102,13 +102,7 @@ def generate(
 ) -> tuple[list[int], Statistics]:
     """New token ids and statistics. Raises UserError if the prompt does not fit the context."""
     plan = artifact.plan
-    if not prompt:
-        raise UserError("the prompt is empty: pass some text with --prompt")
-    if len(prompt) > plan.context:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens and the artifact holds {plan.context}: shorten it, or export"
-            " with a larger --context"
-        )
+    check_prompt(prompt, plan.context)
     model = artifact.load()
     started = time.perf_counter()
     with Progress(console=console, transient=True, disable=len(prompt) < LONG_PROMPT) as progress:
@@ -134,6 +128,17 @@ def generate(
         bytes_allocated=plan.bytes_allocated,
         fp16_bytes=plan.fp16_bytes,
     )
+
+
+def check_prompt(prompt: list[int], context: int) -> None:
+    """Raise UserError for a prompt that is empty or longer than the artifact's context."""
+    if not prompt:
+        raise UserError("the prompt is empty: pass some text with --prompt")
+    if len(prompt) > context:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens and the artifact holds {context}: shorten it, or export"
+            " with a larger --context"
+        )
 
 
 def encode_prompt(artifact: Artifact, prompt: str, system: str | None, chat: bool | None) -> list[int]:

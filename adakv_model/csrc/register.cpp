@@ -1,22 +1,12 @@
 // ExecuTorch kernels adakv::{depart,assign,attend,observe}.out: argument checks around cache.h.
 // Schemas: adakv_model/ops.py. A failed check leaves every buffer as it was. ExecuTorch's boxing allows one
 // non-const tensor, `out`; arguments that the schema marks as mutated are const references all the same.
-#include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
-#include <executorch/runtime/kernel/kernel_includes.h>
-
-#include <array>
+#include "register.h"
 
 #include "cache.h"
-#include "pool.h"
 
 namespace adakv {
 namespace {
-
-using executorch::aten::ScalarType;
-using executorch::aten::SizesType;
-using executorch::aten::Tensor;
-using executorch::runtime::Error;
-using executorch::runtime::KernelRuntimeContext;
 
 int64_t position_of(const Tensor& input_pos) { return input_pos.const_data_ptr<int64_t>()[0]; }
 
@@ -37,24 +27,6 @@ bool step_ok(int64_t p, int64_t count, int64_t length, int64_t context, int64_t 
   }
   return false;
 }
-
-bool tokens_ok(const Tensor& tokens, int64_t vocab) {
-  const int64_t* ids = tokens.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < tokens.numel(); ++i) {
-    if (ids[i] < 0 || ids[i] >= vocab) {
-      ET_LOG(Error, "adakv: token id %lld is outside the vocabulary of %lld", (long long)ids[i], (long long)vocab);
-      return false;
-    }
-  }
-  return true;
-}
-
-template <size_t N>
-bool resize(Tensor& out, const std::array<SizesType, N>& sizes) {
-  return executorch::runtime::resize_tensor(out, {sizes.data(), N}) == Error::Ok;
-}
-
-#define ADAKV_CHECK(condition) ET_KERNEL_CHECK(ctx, condition, InvalidArgument, out)
 
 Tensor& depart_out(KernelRuntimeContext& ctx, const Tensor& tokens, const Tensor& input_pos,
                    const Tensor& token_log_frequency, const Tensor& progress, const Tensor& history,

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adakv_model.artifact import Artifact
 from adakv_model.errors import UserError
-from adakv_model.generate import encode_prompt
+from adakv_model.generate import check_prompt, encode_prompt
 from device_tests.coreml_eval.program import Precision
 from device_tests.coreml_run import CoreMLModel
 
@@ -64,13 +64,7 @@ def generate(
     Raises UserError if the prompt is empty or does not fit the context.
     """
     context = model.plan.context
-    if not prompt:
-        raise UserError("the prompt is empty: pass some text with --prompt")
-    if len(prompt) > context:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens and the artifact holds {context}: shorten it, or export with a"
-            " larger --context"
-        )
+    check_prompt(prompt, context)
     model.reset()
     logits = model.prefill(prompt, progress=prefilled)[-1]
     prefill_done = time.perf_counter()
