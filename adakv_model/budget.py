@@ -1,10 +1,10 @@
 """From a bit budget to a cache plan: unit tables, tier capacities and the controller's thresholds.
 
 The loss added by storing token t in tier k is modelled as w_t D_k with w_t = exp(score) the token's importance and
-D_k = sum_u s_u MSE(bits[u, k]) / sum_u s_u over the units' sensitivities. Minimising sum_t w_t D_k(t) + lambda
-c_k(t) (c_k: bits of a row) gives one threshold on the score between neighbouring tiers; lambda is set so that the
-expected size, over the calibrated score distribution, meets the budget. Greedy allocation over the convex hull is
-optimal up to one step (Shoham and Gersho, "Efficient bit allocation", IEEE Trans. ASSP 1988).
+D_k = sum_b s_b MSE(bits[b, k]) / sum_b s_b over the sensitivities s of all bands of all units. Minimising
+sum_t w_t D_k(t) + lambda c_k(t) (c_k: bits of a row) gives one threshold on the score between neighbouring tiers;
+lambda is set so that the expected size, over the calibrated score distribution, meets the budget. Greedy allocation
+over the convex hull is optimal up to one step (Shoham and Gersho, "Efficient bit allocation", IEEE Trans. ASSP 1988).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.quantizer import GAUSSIAN_MSE, SCALE_BYTES
+from adakv_model.quantizer import BAND_BITS, GAUSSIAN_MSE, WIDE_MSE, is_narrow, join_bands, split_bands
 from adakv_model.tables import CalibrationTables
 
-POLICIES = ("adaptive", "static-2", "static-3", "static-4", "static-8", "fp16")
+POLICIES = ("adaptive", "tables", "static-2", "static-3", "static-4", "static-8", "fp16")
+BUDGETED = ("adaptive", "tables")  # policies that take a bit budget
 ADAPTIVE_TIERS = (2, 3, 4, 8, 16)
-UNIT_WIDTHS = (2, 3, 4, 8)  # widths a unit may take inside the tiers below 8 bits
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 32, 3.5
 DEFAULT_WINDOW_BITS = 8
@@ -31,7 +31,8 @@ DEFAULT_WINDOW_BITS = 8
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What a user asks of the cache. kv_bits: allocated bits per value, everything included (adaptive only)."""
+    """What a user asks of the cache. kv_bits: allocated bits per value, everything included (policies `adaptive`
+    and `tables`)."""
 
     context: int = DEFAULT_CONTEXT
     window: int = DEFAULT_WINDOW
@@ -44,8 +45,8 @@ class CacheOptions:
         """Raise UserError for options no cache can satisfy."""
         if self.policy not in POLICIES:
             raise UserError(f"unknown --kv {self.policy!r}: one of {', '.join(POLICIES)}")
-        if self.policy != "adaptive" and self.kv_bits is not None:
-            raise UserError(f"--kv-bits is the budget of --kv adaptive; --kv {self.policy} has a fixed width")
+        if self.policy not in BUDGETED and self.kv_bits is not None:
+            raise UserError(f"--kv-bits is the budget of --kv adaptive or tables; --kv {self.policy} has a fixed width")
         if self.window < 1:
             raise UserError(f"--window {self.window} must be at least 1")
         if self.window_bits not in (None, 8, 16):
@@ -73,24 +74,20 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     """The cache for these options. Raises UserError where the budget is out of reach."""
     options.check(config)
     tables.check(config)
-    if options.policy != "adaptive":
+    if options.policy not in BUDGETED:
         return PlannedCache(_static_plan(config, tables, options), ())
     target = DEFAULT_BITS if options.kv_bits is None else options.kv_bits
     sensitivity = tables.sensitivity.double().numpy()
+    if options.policy == "tables":
+        return PlannedCache(_tables_plan(config, tables, options, sensitivity, target), ())
     unit_bits = np.stack([allocate_unit_bits(sensitivity, b) for b in ADAPTIVE_TIERS], axis=-1)
-    scores = _Scores(tables.score_quantiles.double().numpy())
-    costs = tier_costs(unit_bits, config.head_dim)
-    window_bits = options.window_bits or DEFAULT_WINDOW_BITS
-    damages = tier_damages(np.minimum(unit_bits, window_bits), sensitivity)  # a tier cannot undo the window's loss
     base = _base_plan(config, tables, options, ADAPTIVE_TIERS, unit_bits, chunk=max(1, options.window // 2))
     low, high = (_with_all_in(base, k).bits_per_value for k in (0, len(ADAPTIVE_TIERS) - 1))
-    if not low <= target <= high:
-        bounds = f"{math.ceil(low * 100) / 100:.2f} and {math.floor(high * 100) / 100:.2f}"
-        raise UserError(
-            f"--kv-bits {target:g} is impossible at context {options.context} with a window of {options.window}:"
-            f" choose between {bounds} (sink, window, scales and bookkeeping included)"
-        )
-    tokens = base.stored_in_tiers
+    _check_budget(target, low, high, options)
+    scores = _Scores(tables.score_quantiles.double().numpy())
+    damages = tier_damages(unit_bits, sensitivity)
+    damages = np.maximum(damages, WIDE_MSE[base.window_bits])  # a tier cannot undo the window's loss
+    costs, tokens = base.tier_costs, base.stored_in_tiers
     mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + costs[0]
     thresholds = solve_thresholds(scores, costs, damages, mean_cost)
     capacities = _integer_capacities(scores.shares(thresholds), tokens)
@@ -98,37 +95,57 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     return PlannedCache(plan, tuple(float(t) for t in thresholds))
 
 
+def _check_budget(target: float, low: float, high: float, options: CacheOptions) -> None:
+    if not low <= target <= high:
+        bounds = f"{math.ceil(low * 100) / 100:.2f} and {math.floor(high * 100) / 100:.2f}"
+        raise UserError(
+            f"--kv-bits {target:g} is impossible at context {options.context} with a window of {options.window}:"
+            f" choose between {bounds} (sink, window, scales and bookkeeping included)"
+        )
+
+
 def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
-    """Widths of every unit with the given mean and a small sum s_u MSE(b_u). Same shape as `sensitivity`.
+    """Row widths [L, KV, 2] (``quantizer.join_bands``) of all units with at most the given mean of bits and a small
+    sum over bands of s_b MSE(b). sensitivity: [L, KV, 2, bands].
 
-    Greedy in gain per bit: optimal but for what one step from 4 to 8 bits that no longer fits leaves over.
-    Means of 8 bits and more are uniform: beyond 8 bits quantization noise is below the fp16 activations'.
+    A K row takes a width for each band; a V row one for all of them, as its channels are alike. Greedy in gain per
+    bit: optimal but for what one step that no longer fits leaves over. Means of 8 bits and more are uniform: beyond
+    8 bits quantization noise is below the fp16 activations'.
     """
-    if mean_bits >= UNIT_WIDTHS[-1]:
-        return np.full(sensitivity.shape, int(mean_bits))
-    flat = sensitivity.reshape(-1)
+    units = sensitivity.shape[:3]
+    if mean_bits >= BAND_BITS[-1]:
+        return np.full(units, int(mean_bits))
+    n = sensitivity.shape[-1]
+    keys = sensitivity[:, :, 0].reshape(-1)  # one item a band
+    values = sensitivity[:, :, 1].sum(-1).reshape(-1)  # one item a row of n bands
+    weights, sizes = np.concatenate((keys, values)), np.repeat([1, n], [keys.size, values.size])
     steps = []
-    for narrow, wide in pairwise(UNIT_WIDTHS):
+    for narrow, wide in pairwise(BAND_BITS):
         gain = (GAUSSIAN_MSE[narrow] - GAUSSIAN_MSE[wide]) / (wide - narrow)
-        steps += [(-s * gain, u, wide, wide - narrow) for u, s in enumerate(flat)]
-    bits, room = np.full(flat.shape, UNIT_WIDTHS[0]), round((mean_bits - UNIT_WIDTHS[0]) * flat.size)
-    for _, unit, width, cost in sorted(steps):
-        if cost <= room and bits[unit] < width:
-            bits[unit] = width
-            room -= cost
-    return bits.reshape(sensitivity.shape)
-
-
-def tier_costs(unit_bits: np.ndarray, head_dim: int) -> np.ndarray:
-    """Mean bits per value of a token's rows in each tier, scales included: [K]."""
-    return unit_bits.reshape(-1, unit_bits.shape[-1]).mean(0) + 8 * SCALE_BYTES / head_dim
+        costs = (wide - narrow) * sizes
+        steps += [(-w * gain / s, i, wide, c) for i, (w, s, c) in enumerate(zip(weights, sizes, costs, strict=True))]
+    bits, room = np.full(weights.shape, BAND_BITS[0]), int((mean_bits - BAND_BITS[0]) * sizes.sum() + 1e-6)
+    blocked: set[int] = set()
+    for _, item, width, cost in sorted(steps):
+        if item in blocked or cost > room:
+            blocked.add(item)
+            continue
+        bits[item] = width
+        room -= cost
+    rows = np.stack([bits[: keys.size].reshape(-1, n), np.repeat(bits[keys.size :, None], n, axis=1)], axis=1)
+    return np.array([[join_bands(side) for side in unit] for unit in rows.tolist()]).reshape(units)
 
 
 def tier_damages(unit_bits: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
-    """Sensitivity-weighted relative quantization error of each tier: [K]."""
-    error = np.vectorize(GAUSSIAN_MSE.__getitem__)(unit_bits)
-    weights = sensitivity[..., None] / sensitivity.sum()
-    return (error * weights).reshape(-1, unit_bits.shape[-1]).sum(0)
+    """Sensitivity-weighted relative quantization error of each tier: [K]. unit_bits: [L, KV, 2, K]."""
+    n = sensitivity.shape[-1]
+    weights = (sensitivity / sensitivity.sum()).reshape(-1, n)
+    errors = np.zeros(unit_bits.shape[-1])
+    for row, unit in zip(unit_bits.reshape(-1, unit_bits.shape[-1]).tolist(), weights, strict=True):
+        for k, bits in enumerate(row):
+            table = GAUSSIAN_MSE if is_narrow(bits) else WIDE_MSE
+            errors[k] += sum(s * table[b] for s, b in zip(unit, split_bands(bits, 8 * n), strict=True))
+    return errors
 
 
 class _Scores:
@@ -183,6 +200,26 @@ def _fit(plan: CachePlan, target: float) -> CachePlan:
 def _with_all_in(plan: CachePlan, tier: int) -> CachePlan:
     capacities = tuple(plan.stored_in_tiers if k == tier else 0 for k in range(plan.n_tiers))
     return replace(plan, capacities=capacities)
+
+
+def _tables_plan(
+    config: LlamaConfig, tables: CalibrationTables, options: CacheOptions, sensitivity: np.ndarray, target: float
+) -> CachePlan:
+    """One tier for every token, of the widest unit table within the target."""
+
+    def plan(mean_bits: float) -> CachePlan:
+        widths = allocate_unit_bits(sensitivity, mean_bits)[..., None]
+        return _base_plan(config, tables, options, (round(mean_bits),), widths, chunk=options.window)
+
+    low, high = float(BAND_BITS[0]), float(BAND_BITS[-1])
+    _check_budget(target, plan(low).bits_per_value, plan(high).bits_per_value, options)
+    for _ in range(16):
+        middle = (low + high) / 2
+        if plan(middle).bits_per_value > target:
+            high = middle
+        else:
+            low = middle
+    return plan(low)
 
 
 def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> CachePlan:

@@ -35,6 +35,8 @@ class MixedPrecisionCache(nn.Module):
         for layer in range(plan.n_layers):
             constants[f"k_mean_{layer}"] = tables.k_mean[layer].float()
             constants[f"v_mean_{layer}"] = tables.v_mean[layer].float()
+            constants[f"k_transform_{layer}"] = tables.k_transform[layer].float()
+            constants[f"q_transform_{layer}"] = tables.q_transform[layer]
             constants[f"layout_{layer}"] = plan.layout(layer)
         for name, value in {**constants, **self._fresh_state()}.items():
             self.register_buffer(name, value)
@@ -77,7 +79,8 @@ class MixedPrecisionCache(nn.Module):
         return torch.ops.adakv.assign(logits, input_pos, self.capacities, self.progress, self.tiers, plan.window)
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
-        per_layer = [getattr(self, f"{name}_{layer}") for name in ("k_mean", "v_mean", "layout", "cache")]
+        names = ("k_mean", "v_mean", "k_transform", "q_transform", "layout", "cache")
+        per_layer = [getattr(self, f"{name}_{layer}") for name in names]
         return torch.ops.adakv.attend(
             qkv,
             self.cos,

@@ -18,7 +18,7 @@ from torch import Tensor
 from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import WINDOW
-from adakv_model.quantizer import ScaleMode, row_bytes
+from adakv_model.quantizer import ScaleMode, is_narrow, row_bytes
 from adakv_model.reference import FEATURES, check_step
 
 LIBRARY_NAME = "libadakv_ops.so"
@@ -83,20 +83,19 @@ def _i64(value: int) -> ctypes.c_int64:
     return ctypes.c_int64(value)
 
 
-def quantize_rows(x: Tensor, bits: int, mode: ScaleMode) -> tuple[Tensor, Tensor]:
-    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales float16 [n]."""
+def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales [n], uint8 (narrow rows) or float16."""
     n, dim = x.shape
     packed = torch.zeros(n, row_bytes(bits, dim), dtype=torch.uint8)
-    scales = torch.zeros(n, dtype=torch.float16)
-    arguments = (_pointer(x), n, bits, int(mode), dim, _pointer(packed), _pointer(scales))
-    _kernels().adakv_quantize_rows(*arguments)
+    scales = torch.zeros(n, dtype=torch.uint8 if is_narrow(bits) else torch.float16)
+    _kernels().adakv_quantize_rows(_pointer(x), n, bits, dim, _pointer(packed), _pointer(scales))
     return packed, scales
 
 
-def dequantize_rows(packed: Tensor, scales: Tensor, bits: int, dim: int) -> Tensor:
+def dequantize_rows(packed: Tensor, scales: Tensor, bits: int, dim: int, mode: ScaleMode) -> Tensor:
     """Inverse of :func:`quantize_rows`: float32 [n, D]."""
-    out = torch.empty(packed.shape[0], dim)
-    _kernels().adakv_dequantize_rows(_pointer(packed), _pointer(scales), packed.shape[0], bits, dim, _pointer(out))
+    n, out = packed.shape[0], torch.empty(packed.shape[0], dim)
+    _kernels().adakv_dequantize_rows(_pointer(packed), _pointer(scales), n, bits, int(mode), dim, _pointer(out))
     return out
 
 
@@ -107,24 +106,34 @@ def hadamard(x: Tensor) -> Tensor:
     return out
 
 
-def score_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, queries: Tensor) -> Tensor | None:
+def transform(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix @ x for rows x float32 [n, D], matrix float32 [D, D]."""
+    out = torch.empty_like(x)
+    _kernels().adakv_transform(_pointer(x), x.shape[0], _pointer(matrix), x.shape[1], _pointer(out))
+    return out
+
+
+def score_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, mode: ScaleMode, queries: Tensor) -> Tensor | None:
     """<query, row> float32 [n queries, n rows] on one instruction set; None if this CPU lacks it."""
     (n, dim), rows = queries.shape, packed.shape[0]
-    out, sums = torch.empty(n, rows), queries.sum(1).contiguous()
+    out = torch.empty(n, rows)
     status = _kernels().adakv_score_rows(
-        isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(queries), _pointer(sums), n, dim,
+        isa.encode(), bits, int(mode), _pointer(packed), _pointer(scales), rows, _pointer(queries), n, dim,
         _pointer(out),
     )  # fmt: skip
     return None if status else out
 
 
-def accumulate_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, weights: Tensor, dim: int) -> Tensor | None:
+def accumulate_rows(
+    isa: str, packed: Tensor, scales: Tensor, bits: int, mode: ScaleMode, weights: Tensor, dim: int
+) -> Tensor | None:
     """weights float32 [n, rows] times the rows: float32 [n, D]; None if this CPU lacks the instruction set."""
     n, rows = weights.shape
     out = torch.zeros(n, dim)
     status = _kernels().adakv_accumulate_rows(
-        isa.encode(), bits, _pointer(packed), _pointer(scales), rows, _pointer(weights), n, dim, _pointer(out)
-    )
+        isa.encode(), bits, int(mode), _pointer(packed), _pointer(scales), rows, _pointer(weights), n, dim,
+        _pointer(out),
+    )  # fmt: skip
     return None if status else out
 
 
@@ -168,8 +177,8 @@ class _AttendArgs(ctypes.Structure):
     """adakv::AttendArgs of csrc/cache.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean", "layout", "cache")),
-        *((name, ctypes.c_void_p) for name in ("attention", "out")),
+        *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean")),
+        *((name, ctypes.c_void_p) for name in ("k_transform", "q_transform", "layout", "cache", "attention", "out")),
         ("p", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "n_heads", "n_kv_heads", "head_dim", "n_tiers")),
         ("lag", ctypes.c_int64),
@@ -184,6 +193,8 @@ def attend(
     input_pos: Tensor,
     k_mean: Tensor,
     v_mean: Tensor,
+    k_transform: Tensor,
+    q_transform: Tensor,
     layout: Tensor,
     cache: Tensor,
     attention: Tensor,
@@ -193,7 +204,8 @@ def attend(
     heads = qkv.shape[2] // dim - 2 * kv_heads
     assert layout[0, WINDOW, 1] >= count
     out = torch.empty(1, count, heads * dim)
-    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, layout, cache, attention, out]
+    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, k_transform, q_transform]
+    tensors += [layout, cache, attention, out]
     arguments = _AttendArgs(
         *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2, lag
     )

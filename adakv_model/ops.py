@@ -22,7 +22,7 @@ SCHEMAS = {
     "assign": ("Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"),
     "attend": (
         "Tensor qkv, Tensor cos, Tensor sin, Tensor plan, Tensor input_pos, Tensor k_mean, Tensor v_mean,"
-        " Tensor layout, Tensor(a!) cache, Tensor(b!) attention, int lag"
+        " Tensor k_transform, Tensor q_transform, Tensor layout, Tensor(a!) cache, Tensor(b!) attention, int lag"
     ),
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
     "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.quantizer import SCALE_BYTES, ScaleMode, row_bytes
+from adakv_model.quantizer import ScaleMode, row_bytes, scale_bytes
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
 
@@ -47,7 +47,7 @@ ATTENTION_UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of equally wide rows inside a layer's buffer."""
+    """One run of equal rows inside a layer's buffer. bits: the widths of a row, see ``quantizer.join_bands``."""
 
     bits: int
     rows: int
@@ -60,7 +60,8 @@ class Segment:
 class CachePlan:
     """Capacities and widths of a mixed-precision KV cache.
 
-    unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths; scale_modes: [n_layers][n_kv_heads][2].
+    unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
+    scale_modes: [n_layers][n_kv_heads][2].
     """
 
     context: int
@@ -133,7 +134,7 @@ class CachePlan:
                 for bits, rows, mode in self._specs(layer, unit):
                     codes = end
                     scales = _align(codes + rows * row_bytes(bits, self.head_dim))
-                    end = _align(scales + rows * SCALE_BYTES)
+                    end = _align(scales + rows * scale_bytes(bits))
                     segments.append(Segment(bits, rows, codes, scales, mode))
                 units.append(segments)
             layers.append((units, end))
@@ -170,7 +171,7 @@ class CachePlan:
         for layer in range(self.n_layers):
             for unit in self.segments(layer):
                 for name, s in zip(names, unit, strict=True):
-                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + SCALE_BYTES)
+                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + scale_bytes(s.bits))
         return totals
 
     @property
@@ -191,13 +192,17 @@ class CachePlan:
 
     def stored_bits(self, counts: Sequence[int], tokens: int) -> float:
         """Bits per stored value after `tokens` tokens, `counts` of them in each tier: rows and scales only."""
-        widths = self.unit_bits.reshape(-1, self.n_tiers)
-        overhead = 8 * SCALE_BYTES / self.head_dim
-        per_tier = widths.mean(0) + overhead
         in_window = max(tokens - 1 - int(sum(counts)), 0)
-        total = min(tokens, 1) * (SINK_BITS + overhead) + in_window * (self.window_bits + overhead)
-        total += float(np.dot(per_tier, counts))
+        total = min(tokens, 1) * stored_row_bits(SINK_BITS, self.head_dim)
+        total += in_window * stored_row_bits(self.window_bits, self.head_dim)
+        total += float(np.dot(self.tier_costs, counts))
         return total / max(tokens, 1)
+
+    @cached_property
+    def tier_costs(self) -> np.ndarray:
+        """Mean bits per value of a token's rows in each tier, scales included: [K]."""
+        costs = np.vectorize(lambda bits: stored_row_bits(int(bits), self.head_dim), otypes=[float])
+        return costs(self.unit_bits).reshape(-1, self.n_tiers).mean(0)
 
     def to_manifest(self) -> dict:
         """The `kv_cache` section of an artifact's manifest."""
@@ -208,7 +213,7 @@ class CachePlan:
             "window_bits": self.window_bits,
             "prefill_chunk": self.chunk,
             "tiers": [
-                {"bits": b, "capacity": c, "mean_row_bits": round(float(self.unit_bits[..., k].mean()), 4)}
+                {"bits": b, "capacity": c, "mean_stored_bits": round(float(self.tier_costs[k]), 4)}
                 for k, (b, c) in enumerate(zip(self.tier_bits, self.capacities, strict=True))
             ],
             "bytes": {**self.pool_bytes, **self.bookkeeping_bytes},
@@ -238,6 +243,11 @@ class CachePlan:
             unit_bits=np.array(section["unit_bits"], dtype=np.int64),
             scale_modes=np.array(section["scale_modes"], dtype=np.int64),
         )
+
+
+def stored_row_bits(bits: int, head_dim: int) -> float:
+    """Bits per value of one row, its scale included."""
+    return 8 * (row_bytes(bits, head_dim) + scale_bytes(bits)) / head_dim
 
 
 def _align(offset: int) -> int:

@@ -1,52 +1,120 @@
-"""Row quantizer of the KV cache: Hadamard rotation, 2/3/4/8/16-bit codes, one fp16 scale a row.
+"""Row quantizer of the KV cache: bands of 2/3/4/8-bit codes with one scale a row, and plain 8- and 16-bit rows.
 
-A *row* is one token of one (layer, kv head, K or V) unit after its calibrated mean was removed and the
-Hadamard transform applied; rotated rows are close to Gaussian, so uniform mid-rise levels are near optimal:
+A *row* is one token of one (layer, kv head, K or V) unit after its calibrated mean was removed and its transform
+applied (``tables.py``). Its channels form equal *bands*, the most sensitive first, each with a width of its own;
+inside a band, transformed channels are close to Gaussian, so uniform mid-rise levels are near optimal:
 
-    x ~= (2 c - (2^b - 1)) * scale * unit_b,   c in [0, 2^b - 1],   scale = step_b / 2 * rms(x)
+    x ~= (2 c - (2^b - 1)) * half_b * s,   c in [0, 2^b - 1],   s ~= rms of the row
 
-``step_b`` is the MSE-optimal uniform step for a unit Gaussian (Max, "Quantizing for minimum distortion",
-IRE Trans. 1960). 8- and 16-bit rows scale by their absolute maximum. unit_b is 1, and 2^-16 for 16 bits, so that
-the fp16 scale stays a normal number; 16 such bits are an order of magnitude closer to the row than 16 fp16 bits.
+``half_b`` is half the MSE-optimal uniform step for a unit Gaussian (Max, "Quantizing for minimum distortion", IRE
+Trans. 1960). *Narrow* rows (some band below 8 bits) store s as one byte, a logarithm in steps of 1/16 octave. *Wide*
+rows (8 or 16 bits throughout) scale by their absolute maximum and store fp16. ``csrc/quantizer.h`` is the same
+arithmetic in C++, operation for operation: sums are folded in halves and nothing is contracted into fused
+multiply-adds, so equal inputs give equal bytes on every machine.
 
-``csrc/quantizer.h`` is the same arithmetic in C++, operation for operation: sums are folded in halves and
-nothing is contracted into fused multiply-adds, so equal inputs give equal bytes on every machine.
+Widths of a row are one integer: the width itself if all bands share it, else a byte for each band, first band lowest.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 SUPPORTED_BITS = (2, 3, 4, 8, 16)
+BAND_BITS = (2, 3, 4, 8)  # widths a band of a mixed row may have
 
-#: MSE-optimal uniform quantizer step for N(0, 1), in standard deviations.
-GAUSSIAN_STEP = {2: 0.996, 3: 0.586, 4: 0.335}
+#: Uniform step in standard deviations: MSE-optimal for N(0, 1) up to 4 bits; at 8 bits, in mixed rows only, wide
+#: enough that nothing a Gaussian yields is clipped.
+STEP = {2: 0.996, 3: 0.586, 4: 0.335, 8: 0.05}
 
-#: Mean squared error of those quantizers for N(0, 1); 8 and 16 bits: step = 2 absmax / levels, absmax of 64
-#: samples about 2.6 sigma.
-GAUSSIAN_MSE = {2: 0.1188, 3: 0.0374, 4: 0.0115, 8: 3.7e-5, 16: 5.6e-10}
+#: Mean squared error of those quantizers for N(0, 1); WIDE_MSE of rows that are 8 or 16 bits throughout (step = 2
+#: absmax / levels, absmax of 64 samples about 2.6 sigma).
+GAUSSIAN_MSE = {2: 0.1188, 3: 0.0374, 4: 0.0115, 8: 2.1e-4}
+WIDE_MSE = {8: 3.7e-5, 16: 5.6e-10}
 
-SCALE_BYTES = 2
 FP16_MAX = 65504.0
-UNIT_16 = 2.0**-16
+UNIT_16 = 2.0**-16  # 16-bit rows: keeps the fp16 scale a normal number
+
+OCTAVE = 16  # scale codes of narrow rows per factor of two
+SCALE_ZERO = 128  # the code of scale 1; code 0 is scale 0
 
 
 class ScaleMode(IntEnum):
-    """How a row's stored scale is chosen once its codes are known."""
+    """How a narrow row's levels are read back."""
 
-    RMS = 0  # step / 2 * rms: the quantizer's own step
-    UNBIASED = 1  # (x . x) / (x . q): <x, x_hat> = <x, x>, so a logit is not shrunk on average
+    RMS = 0  # half the quantizer's step: least squared error
+    UNBIASED = 1  # larger by 1 / (1 - MSE): the mean of <x, x_hat> is <x, x>, so sums over many rows do not shrink
+
+
+def _scale_tables() -> tuple[Tensor, Tensor]:
+    """Scales float32 [256] by code, and the rms [255] from which on each next code is used."""
+    fractions = [2.0 ** (k / (2 * OCTAVE)) for k in range(2 * OCTAVE)]
+
+    def power(half_steps: int) -> float:  # 2^(half_steps / (2 OCTAVE)), one rounding more than a table in float64
+        return math.ldexp(fractions[half_steps % (2 * OCTAVE)], half_steps // (2 * OCTAVE))
+
+    scales = [0.0] + [power(2 * (c - SCALE_ZERO)) for c in range(1, 256)]
+    bounds = [power(2 * (c - SCALE_ZERO) - 1) for c in range(1, 256)]
+    return torch.tensor(scales, dtype=torch.float32), torch.tensor(bounds, dtype=torch.float32)
+
+
+SCALES, SCALE_BOUNDS = _scale_tables()
+
+
+def n_bands(head_dim: int) -> int:
+    """Bands of a row; each has a multiple of 8 channels."""
+    return 4 if head_dim >= 32 else 2
+
+
+def join_bands(widths: Sequence[int]) -> int:
+    """One integer for the widths of a row's bands."""
+    if len(set(widths)) == 1:
+        return int(widths[0])
+    return sum(int(w) << (8 * i) for i, w in enumerate(widths))
+
+
+def split_bands(bits: int, head_dim: int) -> list[int]:
+    """Inverse of :func:`join_bands`. Raises ValueError for a width that no row has."""
+    count = n_bands(head_dim)
+    if bits in SUPPORTED_BITS:
+        return [bits] * count
+    widths = [bits >> (8 * i) & 255 for i in range(count)]
+    if bits >> (8 * count) or any(w not in BAND_BITS for w in widths):
+        raise ValueError(f"unsupported width: {bits:#x} (one of {SUPPORTED_BITS}, or a byte of {BAND_BITS} per band)")
+    return widths
+
+
+def runs(bits: int, head_dim: int) -> list[tuple[int, int]]:
+    """(width, channels) of what is packed together: the whole row if uniform, else each band."""
+    widths = split_bands(bits, head_dim)
+    if bits in SUPPORTED_BITS:
+        return [(bits, head_dim)]
+    return [(w, head_dim // len(widths)) for w in widths]
+
+
+def is_narrow(bits: int) -> bool:
+    """Whether rows of these widths have a one-byte scale."""
+    return bits not in (8, 16)
 
 
 def row_bytes(bits: int, head_dim: int) -> int:
     """Bytes of one row's codes (without its scale)."""
-    if bits not in SUPPORTED_BITS:
-        raise ValueError(f"unsupported width: {bits} bits (one of {SUPPORTED_BITS})")
-    return head_dim * bits // 8
+    return sum(channels * width // 8 for width, channels in runs(bits, head_dim))
+
+
+def scale_bytes(bits: int) -> int:
+    """Bytes of one row's scale."""
+    return 1 if is_narrow(bits) else 2
+
+
+def half_step(width: int, mode: ScaleMode) -> float:
+    """What odd levels of a narrow row are multiplied by, besides the row's scale."""
+    half = STEP[width] / 2
+    return half / (1 - GAUSSIAN_MSE[width]) if mode == ScaleMode.UNBIASED else half
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -61,6 +129,14 @@ def hadamard(x: Tensor) -> Tensor:
     return x * (1.0 / math.sqrt(d))
 
 
+def transform(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix @ x for rows x [..., D], matrix [..., D, D]: summed over columns in order, so bytes can be compared."""
+    out = x[..., :1] * matrix[..., :, 0]
+    for j in range(1, x.shape[-1]):
+        out = out + x[..., j : j + 1] * matrix[..., :, j]
+    return out
+
+
 def fold_sum(x: Tensor) -> Tensor:
     """Sum over the last axis (a power of two), folding the upper half onto the lower: one fixed order."""
     while x.shape[-1] > 1:
@@ -69,34 +145,60 @@ def fold_sum(x: Tensor) -> Tensor:
     return x[..., 0]
 
 
-def quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> tuple[Tensor, Tensor]:
-    """Quantize rotated rows.
+def scale_code(x: Tensor) -> Tensor:
+    """Scale codes uint8 [...] of narrow rows x [..., D]: the rms on a logarithmic grid, saturating."""
+    rms = torch.sqrt(fold_sum(x * x) * (1.0 / x.shape[-1]))
+    return torch.searchsorted(SCALE_BOUNDS, rms.contiguous(), right=True).to(torch.uint8)
 
-    x: float32 [..., D]. Returns codes [..., D], uint8 (int32 for 16 bits), and scale float16 [...].
+
+def narrow_codes(x: Tensor, scale: Tensor, width: int | Tensor, step: float | Tensor) -> Tensor:
+    """Codes, as floats, of rows x [..., D] with scales [...]; width and step may differ by channel."""
+    levels = torch.exp2(torch.as_tensor(width, dtype=torch.float32))
+    pace = scale.unsqueeze(-1) * step
+    inverse = torch.where(pace > 0, 1.0 / pace, torch.zeros_like(pace))
+    return torch.floor(x * inverse + levels / 2).clamp(min=0).minimum(levels - 1)
+
+
+def narrow_values(codes: Tensor, scale: Tensor, width: int | Tensor, half: float | Tensor) -> Tensor:
+    """Inverse of :func:`narrow_codes`; `half` from :func:`half_step`."""
+    levels = torch.exp2(torch.as_tensor(width, dtype=torch.float32))
+    return (codes * 2 - (levels - 1)) * (scale.unsqueeze(-1) * half)
+
+
+def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Quantize transformed rows.
+
+    x: float32 [..., D]. Returns codes [..., D], uint8 (int32 for 16 bits), and the scale as stored [...]: uint8
+    (narrow rows) or float16.
     """
-    levels = 1 << bits
+    if is_narrow(bits):
+        code = scale_code(x)
+        scale, start, parts = SCALES[code.long()], 0, []
+        for width, channels in runs(bits, x.shape[-1]):
+            parts.append(narrow_codes(x[..., start : start + channels], scale, width, STEP[width]))
+            start += channels
+        return torch.cat(parts, dim=-1).to(torch.uint8), code
+    levels, peak = 1 << bits, x.abs().amax(-1)
     if bits == 16:  # codes for the scale as stored: its rounding would otherwise be the largest error
-        scale = _half_not_below(x.abs().amax(-1).clamp(max=FP16_MAX) * (65536.0 / 65535.0))
-        half_step = scale.float() * UNIT_16
-    elif bits == 8:
-        half_step = x.abs().amax(-1) * (1.0 / 255.0)
+        stored = _half_not_below(peak.clamp(max=FP16_MAX) * (65536.0 / 65535.0))
+        half = stored.float() * UNIT_16
     else:
-        rms = torch.sqrt(fold_sum(x * x) * (1.0 / x.shape[-1]))
-        half_step = rms * (GAUSSIAN_STEP[bits] / 2)
-    inverse = torch.where(half_step > 0, 0.5 / half_step, torch.zeros_like(half_step))
+        half = peak * (1.0 / 255.0)
+        stored = half.clamp(max=FP16_MAX).half()
+    inverse = torch.where(half > 0, 0.5 / half, torch.zeros_like(half))
     codes = torch.floor(x * inverse.unsqueeze(-1) + levels / 2).clamp(0, levels - 1)
-    if bits == 16:
-        return codes.to(torch.int32), scale
-    scale = half_step
-    if mode == ScaleMode.UNBIASED and bits < 8:
-        odd = codes * 2 - (levels - 1)
-        xq = fold_sum(x * odd)
-        scale = torch.where(xq > 0, fold_sum(x * x) / xq, half_step)
-    return codes.to(torch.uint8), scale.clamp(max=FP16_MAX).half()
+    return codes.to(torch.int32 if bits == 16 else torch.uint8), stored
 
 
-def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Inverse of :func:`quantize`: float32 [..., D]."""
+def dequantize(codes: Tensor, scale: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
+    """Inverse of :func:`quantize`: float32 [..., D]. mode concerns narrow rows only."""
+    if is_narrow(bits):
+        value, start, parts = SCALES[scale.long()], 0, []
+        for width, channels in runs(bits, codes.shape[-1]):
+            part = codes[..., start : start + channels].float()
+            parts.append(narrow_values(part, value, width, half_step(width, mode)))
+            start += channels
+        return torch.cat(parts, dim=-1)
     odd = codes.float() * 2 - ((1 << bits) - 1)
     step = scale.float() * UNIT_16 if bits == 16 else scale.float()
     return odd * step.unsqueeze(-1)
@@ -124,34 +226,44 @@ def _unpack_plane(packed: Tensor, bits: int) -> Tensor:
     return torch.cat([(packed >> (bits * f)) & mask for f in range(fields)], dim=-1)
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack quantized codes [..., D] into uint8 [..., row_bytes(bits, D)].
-
-    2, 4 and 8 bits are one plane; 3 bits are a plane of the two low bits followed by a plane of the high bit,
-    so that unpacking needs only masks and shifts of whole vectors. 16 bits are little-endian.
-    """
-    if bits == 16:
+def _pack_run(codes: Tensor, width: int) -> Tensor:
+    """2, 4 and 8 bits are one plane; 3 bits are a plane of the two low bits followed by a plane of the high bit,
+    so that unpacking needs only masks and shifts of whole vectors. 16 bits are little-endian."""
+    if width == 16:
         return torch.stack((codes & 255, codes >> 8), dim=-1).to(torch.uint8).flatten(-2)
-    if bits == 8:
+    if width == 8:
         return codes.clone()
-    if bits == 3:
+    if width == 3:
         return torch.cat([_pack_plane(codes & 3, 2), _pack_plane(codes >> 2, 1)], dim=-1)
-    return _pack_plane(codes, bits)
+    return _pack_plane(codes, width)
+
+
+def _unpack_run(packed: Tensor, width: int, channels: int) -> Tensor:
+    if width == 16:
+        low, high = packed.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
+        return low | (high << 8)
+    if width == 8:
+        return packed.clone()
+    if width == 3:
+        low = channels // 4
+        return _unpack_plane(packed[..., :low], 2) | (_unpack_plane(packed[..., low:], 1) << 2)
+    return _unpack_plane(packed, width)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack quantized codes [..., D] into uint8 [..., row_bytes(bits, D)], run after run."""
+    shape = runs(bits, codes.shape[-1])
+    parts = codes.split([channels for _, channels in shape], dim=-1)
+    return torch.cat([_pack_run(part, width) for part, (width, _) in zip(parts, shape, strict=True)], dim=-1)
 
 
 def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
     """Inverse of :func:`pack`: uint8 codes [..., D] (int32 for 16 bits)."""
-    if bits == 16:
-        low, high = packed.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
-        return low | (high << 8)
-    if bits == 8:
-        return packed.clone()
-    if bits == 3:
-        low = head_dim // 4
-        return _unpack_plane(packed[..., :low], 2) | (_unpack_plane(packed[..., low:], 1) << 2)
-    return _unpack_plane(packed, bits)
+    shape = runs(bits, head_dim)
+    parts = packed.split([channels * width // 8 for width, channels in shape], dim=-1)
+    return torch.cat([_unpack_run(part, *run) for part, run in zip(parts, shape, strict=True)], dim=-1)
 
 
 def fake_quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
-    """Rotated rows [..., D] as the cache would read them back."""
-    return dequantize(*quantize(x, bits, mode), bits)
+    """Transformed rows [..., D] as the cache would read them back."""
+    return dequantize(*quantize(x, bits), bits, mode)

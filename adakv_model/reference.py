@@ -29,7 +29,18 @@ from adakv_model.plan import (
     SINK,
     WINDOW,
 )
-from adakv_model.quantizer import SCALE_BYTES, ScaleMode, dequantize, hadamard, pack, quantize, row_bytes, unpack
+from adakv_model.quantizer import (
+    ScaleMode,
+    dequantize,
+    hadamard,
+    is_narrow,
+    pack,
+    quantize,
+    row_bytes,
+    scale_bytes,
+    transform,
+    unpack,
+)
 
 LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS = range(len(OBSERVATIONS))
 OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
@@ -106,12 +117,17 @@ def depart(
     return features
 
 
+def spill_order(wanted: int, n_tiers: int) -> list[int]:
+    """All tiers, nearest to the wanted one first, narrower before wider."""
+    near = [tier for distance in range(n_tiers) for tier in (wanted - distance, wanted + distance)]
+    return list(dict.fromkeys(tier for tier in near if 0 <= tier < n_tiers))
+
+
 def nearest_tier_with_room(wanted: int, fill: list[int], capacities: list[int]) -> int:
     """The wanted tier, else the nearest one with a free slot, narrower before wider."""
-    for distance in range(len(capacities)):
-        for tier in (wanted - distance, wanted + distance):
-            if 0 <= tier < len(capacities) and fill[tier] < capacities[tier]:
-                return tier
+    for tier in spill_order(wanted, len(capacities)):
+        if fill[tier] < capacities[tier]:
+            return tier
     raise ValueError("every tier is full: the plan does not hold the context")
 
 
@@ -156,24 +172,24 @@ class UnitView:
         self.table, self.cache, self.head_dim = table.tolist(), cache, head_dim
 
     def _blocks(self, segment: int) -> tuple[Tensor, Tensor]:
-        """The segment's packed codes uint8 [rows, bytes] and scales float16 [rows], as views."""
+        """The segment's packed codes uint8 [rows, bytes] and scales [rows] (uint8 or float16), as views."""
         bits, rows, codes_at, scales_at, _ = self.table[segment]
         width = row_bytes(bits, self.head_dim)
         codes = self.cache[codes_at : codes_at + rows * width].view(rows, width)
-        scales = self.cache[scales_at : scales_at + rows * SCALE_BYTES].view(torch.float16)
-        return codes, scales
+        scales = self.cache[scales_at : scales_at + rows * scale_bytes(bits)]
+        return codes, scales if is_narrow(bits) else scales.view(torch.float16)
 
     def read(self, segment: int, rows: Tensor) -> Tensor:
         """Dequantized rows float32 [len(rows), D]."""
-        bits = self.table[segment][0]
+        bits, mode = self.table[segment][0], ScaleMode(self.table[segment][4])
         codes, scales = self._blocks(segment)
-        return dequantize(unpack(codes[rows], bits, self.head_dim), scales[rows], bits)
+        return dequantize(unpack(codes[rows], bits, self.head_dim), scales[rows], bits, mode)
 
     def write(self, segment: int, rows: Tensor, x: Tensor) -> None:
         """Quantize x float32 [len(rows), D] into the given rows."""
-        bits, mode = self.table[segment][0], ScaleMode(self.table[segment][4])
+        bits = self.table[segment][0]
         codes, scales = self._blocks(segment)
-        new_codes, new_scales = quantize(x, bits, mode)
+        new_codes, new_scales = quantize(x, bits)
         codes[rows] = pack(new_codes, bits)
         scales[rows] = new_scales
 
@@ -189,8 +205,8 @@ class UnitView:
 
     def as_window(self, x: Tensor) -> Tensor:
         """x as the window would return it."""
-        bits, mode = self.table[WINDOW][0], ScaleMode(self.table[WINDOW][4])
-        return dequantize(*quantize(x, bits, mode), bits)
+        bits = self.table[WINDOW][0]
+        return dequantize(*quantize(x, bits), bits)
 
 
 def _visible(plan: Tensor, p: int, window: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
@@ -216,6 +232,8 @@ def attend(
     input_pos: Tensor,
     k_mean: Tensor,
     v_mean: Tensor,
+    k_transform: Tensor,
+    q_transform: Tensor,
     layout: Tensor,
     cache: Tensor,
     attention: Tensor,
@@ -224,16 +242,19 @@ def attend(
     """Append a chunk, demote the rows that leave the window, attend; returns float32 [1, T, H D].
 
     qkv: float32 [1, T, (H + 2 KV) D], before RoPE; cos, sin: float32 [N, D / 2]; plan: from :func:`assign`;
-    k_mean, v_mean: float32 [KV, D]; layout: int32 [2 KV, 2 + K, 5]; cache: uint8 [layer bytes]; attention:
-    int64 [R, 3], updated if lag >= 0. The K mean leaves every key, which only shifts all
-    logits of a query alike, so it never returns; the V mean returns once in the output.
+    k_mean, v_mean: float32 [KV, D]; k_transform, q_transform: float32 [KV, D, D], one the inverse transpose of the
+    other, so that <q_transform q, k_transform k> = <q, k>; layout: int32 [2 KV, 2 + K, 5]; cache: uint8 [layer
+    bytes]; attention: int64 [R, 3], updated if lag >= 0. The K mean leaves every key, which only shifts all
+    logits of a query alike, so it never returns; the V mean returns once in the output. V's transform is the
+    Hadamard transform.
     """
     p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
     n_heads = qkv.shape[2] // head_dim - 2 * kv_heads
     group, window = n_heads // kv_heads, int(layout[0, WINDOW, 1])
     q, k, v = qkv[0].reshape(count, -1, head_dim).split([n_heads, kv_heads, kv_heads], dim=1)
-    q = hadamard(apply_rope(q, cos[p : p + count], sin[p : p + count])) * (1.0 / math.sqrt(head_dim))
-    k = hadamard(apply_rope(k, cos[p : p + count], sin[p : p + count]) - k_mean)
+    q = apply_rope(q, cos[p : p + count], sin[p : p + count]).reshape(count, kv_heads, group, head_dim)
+    q = transform(q, q_transform.unsqueeze(1)).flatten(1, 2) * (1.0 / math.sqrt(head_dim))
+    k = transform(apply_rope(k, cos[p : p + count], sin[p : p + count]) - k_mean, k_transform)
     v = hadamard(v - v_mean)
     mask, old, new, used = _visible(plan, p, window)
     outputs, probabilities = [], []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.quantizer import hadamard, n_bands
 
 SHIPPED = Path(__file__).parent / "calibrated"
 DEFAULT_CONTROLLER = "smollm2-135m-instruct"
@@ -26,24 +28,39 @@ DEFAULT_CONTROLLER = "smollm2-135m-instruct"
 
 @dataclass
 class CalibrationTables:
-    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. sensitivity: float32 [L, KV, 2], the loss
-    added per unit of relative quantization noise in a unit (mean 1). scale_modes: uint8 [L, KV, 2].
+    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. k_transform: float16 [L, KV, D, D], invertible,
+    applied to K after RoPE and without its mean; its rows are the channels that are stored, the most sensitive band
+    first. sensitivity: float32 [L, KV, 2, bands], the loss added per unit of relative quantization noise in a band
+    (mean 1). scale_modes: uint8 [L, KV, 2].
     token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
-    the scorer's output on the calibration text. info: provenance (commands, texts, token counts)."""
+    the scorer's output on the calibration text; feature_quantiles: float32 [8, Q], of the features. paper_scorer,
+    paper_quantiles: the same from the paper's four features alone, for comparison. info: provenance (commands,
+    texts, token counts)."""
 
     k_mean: Tensor
     v_mean: Tensor
+    k_transform: Tensor
     sensitivity: Tensor
     scale_modes: Tensor
     token_log_frequency: Tensor
     scorer: ImportanceScorer
     score_quantiles: Tensor
+    feature_quantiles: Tensor
+    paper_scorer: ImportanceScorer
+    paper_quantiles: Tensor
     info: dict = field(default_factory=dict)
+
+    @cached_property
+    def q_transform(self) -> Tensor:
+        """float32 [L, KV, D, D], inverse transpose of k_transform: what queries are multiplied by."""
+        return torch.linalg.inv(self.k_transform.double()).transpose(-1, -2).float().contiguous()
 
     def save(self, path: Path) -> None:
         """Write atomically."""
-        tensors = {name: getattr(self, name).contiguous() for name in _PLAIN}
-        tensors |= {f"scorer.{name}": value.contiguous() for name, value in self.scorer.state_dict().items()}
+        tensors = {name: getattr(self, name).contiguous().clone() for name in _PLAIN}
+        for part in _SCORERS:
+            state = getattr(self, part).state_dict()
+            tensors |= {f"{part}.{name}": value.clone() for name, value in state.items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
         temporary.chmod(0o644)  # safetensors creates private files
@@ -58,9 +75,8 @@ class CalibrationTables:
             with safe_open(path, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
-            scorer = ImportanceScorer(tensors["scorer.hidden.bias"].shape[0])
-            scorer.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("scorer.")})
-            return cls(**{name: tensors[name] for name in _PLAIN}, scorer=scorer, info=info)
+            scorers = {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
+            return cls(**{name: tensors[name] for name in _PLAIN}, **scorers, info=info)
         except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as e:
             raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
 
@@ -71,7 +87,8 @@ class CalibrationTables:
         shapes: dict[str, tuple[int, ...]] = {
             "k_mean": expected,
             "v_mean": expected,
-            "sensitivity": units,
+            "k_transform": (*expected, config.head_dim),
+            "sensitivity": (*units, n_bands(config.head_dim)),
             "scale_modes": units,
         }
         shapes["token_log_frequency"] = (config.vocab_size,)
@@ -82,7 +99,23 @@ class CalibrationTables:
             )
 
 
-_PLAIN = ("k_mean", "v_mean", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles")
+_PLAIN = (
+    "k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles",
+    "feature_quantiles", "paper_quantiles",
+)  # fmt: skip
+_SCORERS = ("scorer", "paper_scorer")
+
+
+def _scorer(tensors: Mapping[str, Tensor], prefix: str) -> ImportanceScorer:
+    scorer = ImportanceScorer(tensors[f"{prefix}hidden.bias"].shape[0])
+    scorer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return scorer.requires_grad_(False)
+
+
+def hadamard_transforms(config: LlamaConfig) -> Tensor:
+    """The transform of an uncalibrated K: float16 [L, KV, D, D]."""
+    matrix = hadamard(torch.eye(config.head_dim))
+    return matrix.half().expand(config.n_layers, config.n_kv_heads, -1, -1).contiguous()
 
 
 def neutral_tables(config: LlamaConfig) -> CalibrationTables:
@@ -96,11 +129,15 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     return CalibrationTables(
         k_mean=mean,
         v_mean=mean.clone(),
-        sensitivity=torch.ones(units),
+        k_transform=hadamard_transforms(config),
+        sensitivity=torch.ones(*units, n_bands(config.head_dim)),
         scale_modes=torch.zeros(units, dtype=torch.uint8),
         token_log_frequency=frequency,
         scorer=donor.scorer,
         score_quantiles=donor.score_quantiles,
+        feature_quantiles=donor.feature_quantiles,
+        paper_scorer=donor.paper_scorer,
+        paper_quantiles=donor.paper_quantiles,
         info={"calibrated": False, "controller": DEFAULT_CONTROLLER},
     )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,12 +24,14 @@ from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
-from adakv_model.quantizer import ScaleMode
+from adakv_model.quantizer import GAUSSIAN_MSE, ScaleMode
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
 from training import cli, text
 from training.collect import Settings, WindowRecord, collect, mean_rows
-from training.fit import spearman
+from training.fit import QUANTILES, spearman
+from training.measure import PROBE_BITS, measured_costs, scaled_to_measurement
+from training.transforms import band_transforms
 
 app = typer.Typer(add_completion=False)
 
@@ -61,6 +63,9 @@ def main(
     k_mean, v_mean = mean_rows(loaded, windows, work)
     records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)
     tables, report = summarise(records, settings, k_mean, v_mean, frequency, out)
+    identity = cli.digest_of(windows[0], tables.k_transform, k_mean, v_mean)
+    measured = measured_costs(loaded, tables, windows[0], settings.window, work, identity)
+    report |= apply_measurement(tables, measured)
     calibration = {
         "command": cli.command_line("calibrate.py"),
         "checkpoint": {"name": loaded.name, **loaded.source},
@@ -75,7 +80,7 @@ def main(
     tables.save(out)
     cli.write_json(out.with_suffix(".calibrate.json"), calibration)
     typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
-    typer.echo(f"K units with unbiased scales: {report['scale_modes']}")
+    typer.echo(f"measured at 2 bits, nats a token: {report['measured']}; unbiased scales: {report['scale_modes']}")
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 
 
@@ -100,44 +105,59 @@ def summarise(
 ) -> tuple[CalibrationTables, dict]:
     """Tables with the best controller at hand, and what to report about them."""
     damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in records])  # [W, L, KV, 2]
-    raw = damage.mean(0)
-    sensitivity = raw / raw.mean()
-    errors = torch.stack([r.mode_error for r in records]).sum(0)  # [L, KV, modes]
-    unbiased = errors[..., ScaleMode.UNBIASED] < errors[..., ScaleMode.RMS]
-    modes = torch.zeros(sensitivity.shape, dtype=torch.uint8)
-    modes[..., 0] = torch.where(unbiased, int(ScaleMode.UNBIASED), int(ScaleMode.RMS))
-    scorer, quantiles, controller = donor(out)
+    moments = torch.stack([r.k_outer for r in records]).sum(0)  # [L, 2, KV, D, D]
+    transform, k_cost = band_transforms(moments[:, 0], moments[:, 1])
+    k_cost *= (damage.mean(0)[..., 0].sum(1) / k_cost.sum((1, 2)))[:, None, None]  # only its shares matter
+    v_cost = damage.mean(0)[..., 1:2].double().expand(-1, -1, k_cost.shape[-1]) / k_cost.shape[-1]
+    cost = torch.stack((k_cost, v_cost), dim=2)  # [L, KV, 2, bands]
+    donated = donor(out)
     report = {
         "sensitivity": sensitivity_report(damage),
-        "scale_modes": mode_report(errors, unbiased),
-        "k_share_of_damage": float(raw[..., 0].sum() / raw.sum()),
-        "damage_per_token": float(raw.sum()),
+        "damage_per_token": float(damage.mean(0).sum()),
     }
     tables = CalibrationTables(
         k_mean=k_mean,
         v_mean=v_mean,
-        sensitivity=sensitivity,
-        scale_modes=modes,
+        k_transform=transform.half(),
+        sensitivity=(cost / cost.mean()).float(),
+        scale_modes=torch.zeros(cost.shape[:3], dtype=torch.uint8),
         token_log_frequency=frequency,
-        scorer=scorer,
-        score_quantiles=quantiles,
-        info={"calibrated": True, "controller": controller},
+        info={"calibrated": True},
+        **donated,
     )
     return tables, report
 
 
-def donor(out: Path) -> tuple[ImportanceScorer, Tensor, str]:
-    """The shipped controller, which transfers between checkpoints better than none; constant if there is
-    none."""
+def apply_measurement(tables: CalibrationTables, measured: Tensor) -> dict:
+    """Put measured costs [L, 2, modes] into the tables: sensitivities, and the better scale mode of each side."""
+    modes = measured.argmin(-1)  # [L, 2]
+    best = measured.amin(-1)
+    estimate = tables.sensitivity.double().sum((1, 3))
+    cost = scaled_to_measurement(tables.sensitivity.double(), best.double(), GAUSSIAN_MSE[PROBE_BITS])
+    tables.sensitivity = (cost / cost.mean()).float()
+    tables.scale_modes = modes.unsqueeze(1).expand(tables.scale_modes.shape).to(torch.uint8).contiguous()
+    unbiased = (modes == int(ScaleMode.UNBIASED)).float().mean(0)
+    return {
+        "measured": {"k": round(float(best[:, 0].sum()), 5), "v": round(float(best[:, 1].sum()), 5)},
+        "estimate_spearman": {side: round(spearman(estimate[:, i], best[:, i]), 4) for i, side in enumerate("kv")},
+        "scale_modes": {f"unbiased_{side}": round(float(unbiased[i]), 4) for i, side in enumerate("kv")},
+    }
+
+
+def donor(out: Path) -> dict[str, Any]:
+    """The shipped controllers, which transfer between checkpoints better than none; constant ones if there are none."""
+    names = ("scorer", "score_quantiles", "feature_quantiles", "paper_scorer", "paper_quantiles")
     path = shipped_tables(DEFAULT_CONTROLLER)
     if path.is_file() and path.resolve() != out.resolve():
         tables = CalibrationTables.load(path)
-        if tables.scorer.hidden.in_features == len(FEATURES):
-            return tables.scorer, tables.score_quantiles, DEFAULT_CONTROLLER
+        return {name: getattr(tables, name) for name in names}
     scorer = ImportanceScorer()
     for parameter in scorer.parameters():
         torch.nn.init.zeros_(parameter)
-    return scorer.requires_grad_(False), torch.zeros(257), "untrained"
+    empty = torch.zeros(QUANTILES)
+    return dict(
+        zip(names, (scorer.requires_grad_(False), empty, empty.repeat(len(FEATURES), 1), scorer, empty), strict=True)
+    )
 
 
 def sensitivity_report(damage: Tensor) -> dict[str, float]:
@@ -150,18 +170,6 @@ def sensitivity_report(damage: Tensor) -> dict[str, float]:
         report["split_half_spearman"] = spearman(even, odd)
         report["split_half_log_pearson"] = float(torch.corrcoef(torch.stack((even, odd)).log())[0, 1])
     return {name: round(value, 4) for name, value in report.items()}
-
-
-def mode_report(errors: Tensor, unbiased: Tensor) -> dict[str, float]:
-    """Share of K units that take unbiased scales, and the summed error of each choice relative to RMS
-    everywhere."""
-    rms, other = errors.unbind(-1)
-    total = rms.sum().clamp(min=1e-30)
-    return {
-        "unbiased_share": round(float(unbiased.float().mean()), 4),
-        "error_unbiased_everywhere": round(float(other.sum() / total), 4),
-        "error_chosen": round(float(torch.minimum(rms, other).sum() / total), 4),
-    }
 
 
 if __name__ == "__main__":

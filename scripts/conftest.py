@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.testing import write_data
 from training.testing import write_tiny_folder
 
 
@@ -23,4 +24,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder with text.txt beside it; see training/testing.py."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --data-dir; see evaluation/testing.py."""
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
     return folder

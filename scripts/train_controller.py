@@ -25,6 +25,7 @@ from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.policies import PAPER_FEATURES
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
@@ -32,11 +33,12 @@ from training import cli, fit, text
 from training.collect import Settings, WindowRecord, collect
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
-PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")
+PREDICTIONS = ("confidence", "entropy", "surprisal")  # what needs the logits of every token, in prefill too
 
-#: What a token's score stands for, summed over units. "damage" counts where every unit of a tier has the same
-#: width; "damage_per_sensitivity" where per-unit widths have made all units equally bad. Real plans lie between.
-LABELS = ("damage", "damage_per_sensitivity")
+#: What a token's score stands for: its share of every unit's damage, summed over units. "damage" weighs units by
+#: their measured sensitivity: right where all units of a tier are equally wide. "equalised" weighs them alike: right
+#: where the widths have made all units equally bad. Real plans lie between.
+LABELS = ("damage", "equalised")
 
 app = typer.Typer(add_completion=False)
 
@@ -44,11 +46,13 @@ app = typer.Typer(add_completion=False)
 class Split:
     """Tokens of some windows, pooled. features [n, 8]; labels, other_sample: [n] by label name."""
 
-    def __init__(self, records: list[WindowRecord], settings: Settings, sensitivity: Tensor) -> None:
+    def __init__(
+        self, records: list[WindowRecord], settings: Settings, sensitivity: Tensor, mean_damage: Tensor
+    ) -> None:
         self.features = torch.cat([r.features[settings.departing] for r in records])
         weights = {
-            "damage": torch.ones_like(sensitivity),
-            "damage_per_sensitivity": 1.0 / sensitivity.clamp(min=1e-6),
+            "damage": sensitivity / mean_damage.clamp(min=1e-12),
+            "equalised": 1.0 / mean_damage.clamp(min=1e-12),
         }
         pooled = torch.cat([r.damage[..., settings.departing] for r in records], dim=-1)
         both = {name: torch.einsum("slhkt,lhk->st", pooled, weight) for name, weight in weights.items()}
@@ -121,7 +125,9 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
         "train": [r for i, r in enumerate(records) if not has_second_sample(i)],
         "held_out": [r for i, r in enumerate(records) if has_second_sample(i)],
     }
-    split = {name: Split(part, settings, tables.sensitivity) for name, part in parts.items()}
+    mean_damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in parts["train"]]).mean(0)
+    sensitivity = tables.sensitivity.sum(-1)
+    split = {name: Split(part, settings, sensitivity, mean_damage) for name, part in parts.items()}
     candidates = [(loss, label) for label in LABELS for loss in fit.LOSSES]
     selection = {}
     for loss, label in cli.track("candidates", candidates):
@@ -143,6 +149,9 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
     tables.scorer = fits["all features"][0]
     everything = torch.cat([split["train"].features, held.features])
     tables.score_quantiles = fit.quantiles(tables.scorer(everything)[:, 0])
+    tables.feature_quantiles = torch.stack([fit.quantiles(column) for column in everything.T])
+    tables.paper_scorer = fits["paper's four"][0]
+    tables.paper_quantiles = fit.quantiles(tables.paper_scorer(everything)[:, 0])
     singles = {name: fit.spearman(held.features[:, i], held.labels["damage"]) for i, name in enumerate(FEATURES)}
     return {
         "chosen": {"loss": best[0], "label": best[1]},
@@ -155,7 +164,7 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
         "held_out_by_window": {
             name: fit.by_window(by_seed[0], held.labels[LABELS[0]], held_windows) for name, by_seed in scores.items()
         },
-        "held_out_per_sensitivity": {name: _on(held, by_seed[0], label=LABELS[1]) for name, by_seed in scores.items()},
+        "held_out_equalised": {name: _on(held, by_seed[0], label=LABELS[1]) for name, by_seed in scores.items()},
         "held_out_by_mean_bits": {str(b): _on(held, scores["all features"][0], b) for b in (2.25, 2.5, 3.0, 3.5, 4.0)},
         "feature_spearman": singles,
     }
@@ -168,6 +177,7 @@ def _on(split: Split, score: Tensor, mean_bits: float = 3.0, label: str = LABELS
 def _ablations() -> dict[str, tuple[int, ...]]:
     columns = {"all features": tuple(range(len(FEATURES)))}
     columns |= {f"without {name}": fit.without(name) for name in FEATURES}
+    columns["without predictions"] = fit.only([n for n in FEATURES if n not in PREDICTIONS])
     columns["paper's four"] = fit.only(PAPER_FEATURES)
     return columns
 

@@ -30,15 +30,15 @@ struct Unit {
   uint8_t* codes(int segment, int64_t row) const {
     return cache + segments[segment].codes_offset + row * row_bytes(segments[segment].bits, dim);
   }
-  uint16_t* scale(int segment, int64_t row) const {
-    return reinterpret_cast<uint16_t*>(cache + segments[segment].scale_offset) + row;
+  uint8_t* scale(int segment, int64_t row) const {
+    return cache + segments[segment].scale_offset + row * scale_bytes(segments[segment].bits);
   }
   Rows rows(int segment, int64_t first, int count) const {
-    return {segments[segment].bits, codes(segment, first), scale(segment, first), count};
+    const Segment& s = segments[segment];
+    return {s.bits, ScaleMode(s.scale_mode), codes(segment, first), scale(segment, first), count};
   }
   void write(int segment, int64_t row, const float* x) const {
-    const Segment& s = segments[segment];
-    quantize_row(x, s.bits, ScaleMode(s.scale_mode), dim, codes(segment, row), scale(segment, row));
+    quantize_row(x, segments[segment].bits, dim, codes(segment, row), scale(segment, row));
   }
   // Move a window row into a tier: a copy where the widths agree, else requantized.
   void demote(int64_t window_row, int tier, int slot) const {
@@ -46,11 +46,11 @@ struct Unit {
     const uint8_t* from = codes(kWindow, window_row);
     if (segments[to].bits == bits) {
       std::memcpy(codes(to, slot), from, size_t(row_bytes(bits, dim)));
-      *scale(to, slot) = *scale(kWindow, window_row);
+      std::memcpy(scale(to, slot), scale(kWindow, window_row), size_t(scale_bytes(bits)));
       return;
     }
     float x[kMaxHeadDim];
-    dequantize_row(from, scale(kWindow, window_row), bits, dim, x);
+    dequantize_row(from, scale(kWindow, window_row), bits, ScaleMode(segments[kWindow].scale_mode), dim, x);
     write(to, slot, x);
   }
 };
@@ -110,9 +110,10 @@ class Step {
 
  private:
   struct Head {
-    std::vector<float> queries, sums;  // [n, D], [n]
-    Part recent;                       // scores [n, 1 + R]: the sink, then the window by slot
-    std::vector<int64_t> attention;    // [R, kAttentionSums]
+    std::vector<float> queries;      // [n, D]
+    std::vector<float> k_columns;    // [D, D], the K transform transposed
+    Part recent;                     // scores [n, 1 + R]: the sink, then the window by slot
+    std::vector<int64_t> attention;  // [R, kAttentionSums]
     size_t first_block = 0, end_block = 0;
   };
 
@@ -135,37 +136,43 @@ class Step {
     }
   }
 
-  // K (side 0) or V (side 1) of chunk token i as it is stored: after RoPE, without its mean, Hadamard rotated.
+  // K (side 0) or V (side 1) of chunk token i as it is stored: K after RoPE, without its mean, transformed.
   void stored_form(int head, int side, int i, float* x) const {
     const int dim = a_.head_dim;
     const float* mean = (side == 0 ? a_.k_mean : a_.v_mean) + int64_t(head) * dim;
     const float* row = projection(i, a_.n_heads + side * a_.n_kv_heads + head);
-    if (side == 0) {
-      rotate(row, a_.p + i, x);
-    } else {
-      std::copy_n(row, dim, x);
+    if (side == 1) {
+      for (int j = 0; j < dim; ++j) x[j] = row[j] - mean[j];
+      hadamard(x, dim);
+      return;
     }
-    for (int j = 0; j < dim; ++j) x[j] = x[j] - mean[j];
-    hadamard(x, dim);
+    float rotated[kMaxHeadDim];
+    rotate(row, a_.p + i, rotated);
+    for (int j = 0; j < dim; ++j) rotated[j] = rotated[j] - mean[j];
+    transform(rotated, heads_[size_t(head)].k_columns.data(), dim, x);
   }
 
-  void rotate_queries(int h) {
+  void transform_queries(int h) {
     Head& head = heads_[size_t(h)];
     const int dim = a_.head_dim;
+    const int64_t matrix = int64_t(h) * dim * dim;
+    std::vector<float> q_columns(size_t(dim) * dim);
+    transpose(a_.q_transform + matrix, dim, q_columns.data());
+    head.k_columns.resize(size_t(dim) * dim);
+    transpose(a_.k_transform + matrix, dim, head.k_columns.data());
     head.queries.resize(size_t(queries_) * dim);
-    head.sums.assign(size_t(queries_), 0.0f);
     const float scale = float(1.0 / std::sqrt(double(dim)));
     for (int q = 0; q < queries_; ++q) {
-      float* x = &head.queries[size_t(q) * dim];
-      rotate(projection(q / group_, h * group_ + q % group_), a_.p + q / group_, x);
-      hadamard(x, dim);
-      for (int j = 0; j < dim; ++j) head.sums[size_t(q)] += x[j] *= scale;
+      float rotated[kMaxHeadDim], *x = &head.queries[size_t(q) * dim];
+      rotate(projection(q / group_, h * group_ + q % group_), a_.p + q / group_, rotated);
+      transform(rotated, q_columns.data(), dim, x);
+      for (int j = 0; j < dim; ++j) x[j] *= scale;
     }
   }
 
   // Token by token, because each token's row overwrites that of the one that leaves.
   void append(int h) {
-    rotate_queries(h);
+    transform_queries(h);
     heads_[size_t(h)].recent.resize(queries_, 1 + window_, a_.head_dim);
     float x[kMaxHeadDim];
     for (int i = 0; i < a_.count; ++i) {
@@ -189,9 +196,9 @@ class Step {
     const int filled = int(std::min<int64_t>(position + 1, window_));  // slots 0 .. filled - 1 hold rows
     const int64_t stride = head.recent.stride;
     float* scores = &head.recent.scores[size_t(at * stride)];
-    const float *queries = &head.queries[size_t(at) * dim], *sums = &head.sums[size_t(at)];
-    kernels_.score(k.rows(kSink, 0, 1), queries, sums, group_, dim, scores, stride);
-    kernels_.score(k.rows(kWindow, 0, filled), queries, sums, group_, dim, scores + 1, stride);
+    const float* queries = &head.queries[size_t(at) * dim];
+    kernels_.score(k.rows(kSink, 0, 1), queries, group_, dim, scores, stride);
+    kernels_.score(k.rows(kWindow, 0, filled), queries, group_, dim, scores + 1, stride);
     for (int g = 0; g < group_; ++g) {
       float* row = scores + g * stride;
       if (position < window_) row[1] = kHidden;  // slot 0 is position 0, the sink, until position R takes it
@@ -211,7 +218,7 @@ class Step {
     const Rows values = unit(block.head, 1).rows(segment, block.first, n);
     Part& part = block.part;
     part.resize(queries_, n, dim);
-    kernels_.score(keys, head.queries.data(), head.sums.data(), queries_, dim, part.scores.data(), n);
+    kernels_.score(keys, head.queries.data(), queries_, dim, part.scores.data(), n);
     for (int q = 0; q < queries_; ++q) {
       const int visible = std::clamp(plan_row(q / group_)[2 + block.tier] - block.first, 0, n);
       float* row = &part.scores[size_t(q) * size_t(n)];
@@ -221,7 +228,7 @@ class Step {
     kernels_.accumulate(values, part.scores.data(), n, queries_, dim, part.acc.data());
   }
 
-  // Join the parts of every query, then back from the rotated domain.
+  // Join the parts of every query, then back from the Hadamard domain.
   void finish(int h) {
     Head& head = heads_[size_t(h)];
     const int dim = a_.head_dim;

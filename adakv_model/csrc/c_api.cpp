@@ -26,24 +26,30 @@ adakv::ParallelFor with_threads(int threads) {
 
 }  // namespace
 
-ADAKV_API void adakv_quantize_rows(const float* x, int rows, int bits, int mode, int dim, uint8_t* packed,
-                                   uint16_t* scales) {
+// Scales: one byte or fp16 a row, as the widths demand.
+ADAKV_API void adakv_quantize_rows(const float* x, int rows, int bits, int dim, uint8_t* packed, uint8_t* scales) {
   for (int r = 0; r < rows; ++r) {
-    adakv::quantize_row(x + int64_t(r) * dim, bits, adakv::ScaleMode(mode), dim,
-                        packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r);
+    adakv::quantize_row(x + int64_t(r) * dim, bits, dim, packed + int64_t(r) * adakv::row_bytes(bits, dim),
+                        scales + r * adakv::scale_bytes(bits));
   }
 }
 
-ADAKV_API void adakv_dequantize_rows(const uint8_t* packed, const uint16_t* scales, int rows, int bits, int dim,
-                                     float* x) {
+ADAKV_API void adakv_dequantize_rows(const uint8_t* packed, const uint8_t* scales, int rows, int bits, int mode,
+                                     int dim, float* x) {
   for (int r = 0; r < rows; ++r) {
-    adakv::dequantize_row(packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r, bits, dim,
-                          x + int64_t(r) * dim);
+    adakv::dequantize_row(packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r * adakv::scale_bytes(bits),
+                          bits, adakv::ScaleMode(mode), dim, x + int64_t(r) * dim);
   }
 }
 
 ADAKV_API void adakv_hadamard(float* x, int rows, int dim) {
   for (int r = 0; r < rows; ++r) adakv::hadamard(x + int64_t(r) * dim, dim);
+}
+
+ADAKV_API void adakv_transform(const float* x, int rows, const float* matrix, int dim, float* out) {
+  std::vector<float> columns(size_t(dim) * dim);
+  adakv::transpose(matrix, dim, columns.data());
+  for (int r = 0; r < rows; ++r) adakv::transform(x + int64_t(r) * dim, columns.data(), dim, out + int64_t(r) * dim);
 }
 
 ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
@@ -66,19 +72,19 @@ ADAKV_API void adakv_observe(const float* logits, const int64_t* tokens, int cou
 ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) { adakv::attend(*args, with_threads(threads)); }
 
 // One row kernel by instruction set, so that every set can be tested on one machine; 1 if the CPU lacks it.
-ADAKV_API int adakv_score_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales, int rows,
-                               const float* queries, const float* sums, int n, int dim, float* scores) {
+ADAKV_API int adakv_score_rows(const char* isa, int bits, int mode, const uint8_t* codes, const uint8_t* scales,
+                               int rows, const float* queries, int n, int dim, float* scores) {
   const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
   if (kernels == nullptr) return 1;
-  kernels->score({bits, codes, scales, rows}, queries, sums, n, dim, scores, rows);
+  kernels->score({bits, adakv::ScaleMode(mode), codes, scales, rows}, queries, n, dim, scores, rows);
   return 0;
 }
 
-ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, const uint8_t* codes, const uint16_t* scales, int rows,
-                                    const float* weights, int n, int dim, float* acc) {
+ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, int mode, const uint8_t* codes, const uint8_t* scales,
+                                    int rows, const float* weights, int n, int dim, float* acc) {
   const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
   if (kernels == nullptr) return 1;
-  kernels->accumulate({bits, codes, scales, rows}, weights, rows, n, dim, acc);
+  kernels->accumulate({bits, adakv::ScaleMode(mode), codes, scales, rows}, weights, rows, n, dim, acc);
   return 0;
 }
 

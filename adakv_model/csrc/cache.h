@@ -23,7 +23,7 @@ constexpr int kFeatures = 8;
 
 // One row of the layout table (LAYOUT_COLUMNS in plan.py).
 struct Segment {
-  int32_t bits, rows, codes_offset, scale_offset, scale_mode;
+  int32_t bits, rows, codes_offset, scale_offset, scale_mode;  // bits: the widths of a row, as runs_of reads them
 };
 
 // Why a chunk cannot be taken; kOk if it can.
@@ -42,11 +42,12 @@ void observe(const float* logits, const int64_t* tokens, int count, int64_t p, i
              int window, float* last_logits, float* surprisal, const ParallelFor& parallel);
 
 struct AttendArgs {
-  const float* qkv;              // [T, (H + 2 KV) D]
-  const float *cos, *sin;        // [N, D / 2]
-  const int32_t* plan;           // [T, 2 + K]
-  const float *k_mean, *v_mean;  // [KV, D]
-  const Segment* layout;         // [2 KV, 2 + K]
+  const float* qkv;                        // [T, (H + 2 KV) D]
+  const float *cos, *sin;                  // [N, D / 2]
+  const int32_t* plan;                     // [T, 2 + K]
+  const float *k_mean, *v_mean;            // [KV, D]
+  const float *k_transform, *q_transform;  // [KV, D, D]
+  const Segment* layout;                   // [2 KV, 2 + K]
   uint8_t* cache;
   int64_t* attention;  // [R, kAttentionSums]
   float* out;          // [T, H D]

@@ -6,25 +6,42 @@ namespace adakv {
 
 namespace {
 
-// MSE-optimal uniform step for N(0, 1), halved: GAUSSIAN_STEP in quantizer.py.
-float gaussian_half_step(int bits) {
-  switch (bits) {
-    case 2: return float(0.996 / 2);
-    case 3: return float(0.586 / 2);
-    default: return float(0.335 / 2);
-  }
+constexpr double kFractions[32] = {
+    // 2^(k / 32)
+    0x1.0000000000000p+0, 0x1.059b0d3158574p+0, 0x1.0b5586cf9890fp+0, 0x1.11301d0125b51p+0, 0x1.172b83c7d517bp+0,
+    0x1.1d4873168b9aap+0, 0x1.2387a6e756238p+0, 0x1.29e9df51fdee1p+0, 0x1.306fe0a31b715p+0, 0x1.371a7373aa9cbp+0,
+    0x1.3dea64c123422p+0, 0x1.44e086061892dp+0, 0x1.4bfdad5362a27p+0, 0x1.5342b569d4f82p+0, 0x1.5ab07dd485429p+0,
+    0x1.6247eb03a5585p+0, 0x1.6a09e667f3bcdp+0, 0x1.71f75e8ec5f74p+0, 0x1.7a11473eb0187p+0, 0x1.82589994cce13p+0,
+    0x1.8ace5422aa0dbp+0, 0x1.93737b0cdc5e5p+0, 0x1.9c49182a3f090p+0, 0x1.a5503b23e255dp+0, 0x1.ae89f995ad3adp+0,
+    0x1.b7f76f2fb5e47p+0, 0x1.c199bdd85529cp+0, 0x1.cb720dcef9069p+0, 0x1.d5818dcfba487p+0, 0x1.dfc97337b9b5fp+0,
+    0x1.ea4afa2a490dap+0, 0x1.f50765b6e4540p+0};
+
+// 2^(n / 32) for n >= -256, rounded once from the table in double precision.
+constexpr float power(int n) {
+  double value = kFractions[(n + 256) % 32];
+  for (int octave = (n + 256) / 32; octave > 8; --octave) value *= 2;
+  for (int octave = (n + 256) / 32; octave < 8; ++octave) value /= 2;
+  return float(value);
 }
+
+constexpr ScaleTables make_tables() {
+  constexpr int kZero = 128;  // the code of scale 1
+  ScaleTables tables{};
+  for (int code = 1; code < 256; ++code) {
+    tables.scales[code] = power(2 * (code - kZero));
+    tables.bounds[code - 1] = power(2 * (code - kZero) - 1);
+  }
+  return tables;
+}
+
+// STEP and GAUSSIAN_MSE of quantizer.py.
+constexpr double step_of(int width) { return width == 2 ? 0.996 : width == 3 ? 0.586 : width == 4 ? 0.335 : 0.05; }
+constexpr double mse_of(int width) { return width == 2 ? 0.1188 : width == 3 ? 0.0374 : width == 4 ? 0.0115 : 2.1e-4; }
 
 float peak_of(const float* x, int dim) {
   float peak = 0.0f;
   for (int i = 0; i < dim; ++i) peak = std::max(peak, std::fabs(x[i]));
   return peak;
-}
-
-float half_step_of(const float* x, int bits, int dim) {
-  if (bits == 8) return peak_of(x, dim) * float(1.0 / 255.0);
-  const float rms = std::sqrt(fold_dot(x, x, dim) * float(1.0 / dim));
-  return rms * gaussian_half_step(bits);
 }
 
 // The smallest fp16 at or above a finite x >= 0, saturating at the largest.
@@ -34,55 +51,101 @@ uint16_t half_not_below(float x) {
   return value < x && value < kFp16Max ? uint16_t(half + 1) : half;
 }
 
+// floor(x / step + levels / 2), clamped to the levels there are; 0.0f first: it replaces a NaN.
+inline float code_of(float x, float inverse, float middle, float top) {
+  return std::min(std::max(0.0f, std::floor(x * inverse + middle)), top);
+}
+
 // 16-bit codes are computed for the scale as stored: its rounding would otherwise be the largest error.
-void quantize_row_16(const float* x, int dim, uint8_t* packed, uint16_t* scale) {
-  *scale = half_not_below(std::min(peak_of(x, dim), kFp16Max) * float(65536.0 / 65535.0));
-  const float half_step = half_to_float(*scale) * kUnit16;
+void quantize_row_16(const float* x, int dim, uint8_t* packed, uint8_t* scale) {
+  const uint16_t stored = half_not_below(std::min(peak_of(x, dim), kFp16Max) * float(65536.0 / 65535.0));
+  std::memcpy(scale, &stored, 2);
+  const float half_step = half_to_float(stored) * kUnit16;
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
-  for (int i = 0; i < dim; ++i) {  // 0.0f first: it replaces a NaN
-    const auto code = uint32_t(std::min(std::max(0.0f, std::floor(x[i] * inverse + 32768.0f)), 65535.0f));
+  for (int i = 0; i < dim; ++i) {
+    const auto code = uint32_t(code_of(x[i], inverse, 32768.0f, 65535.0f));
     packed[2 * i] = uint8_t(code);
     packed[2 * i + 1] = uint8_t(code >> 8);
   }
 }
 
-}  // namespace
-
-void quantize_row(const float* x, int bits, ScaleMode mode, int dim, uint8_t* packed, uint16_t* scale) {
-  if (bits == 16) return quantize_row_16(x, dim, packed, scale);
-  const float half_step = half_step_of(x, bits, dim);
+void quantize_row_8(const float* x, int dim, uint8_t* packed, uint8_t* scale) {
+  const float half_step = peak_of(x, dim) * float(1.0 / 255.0);
+  const uint16_t stored = float_to_half(std::min(half_step, kFp16Max));
+  std::memcpy(scale, &stored, 2);
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
-  const float middle = float(1 << (bits - 1)), top = float((1 << bits) - 1);
-  uint8_t codes[kMaxHeadDim];
-  for (int i = 0; i < dim; ++i) {  // 0.0f first: it replaces the NaN of a zero in a row of denormals
-    codes[i] = uint8_t(std::min(std::max(0.0f, std::floor(x[i] * inverse + middle)), top));
-  }
-  float s = half_step;
-  if (mode == kUnbiased && bits < 8) {
-    float odd[kMaxHeadDim];
-    for (int i = 0; i < dim; ++i) odd[i] = float(codes[i]) * 2.0f - top;
-    const float xq = fold_dot(x, odd, dim);
-    if (xq > 0) s = fold_dot(x, x, dim) / xq;
-  }
-  *scale = float_to_half(std::min(s, kFp16Max));
-  pack(codes, bits, packed, dim);
+  for (int i = 0; i < dim; ++i) packed[i] = uint8_t(code_of(x[i], inverse, 128.0f, 255.0f));
 }
 
-void dequantize_row(const uint8_t* packed, const uint16_t* scale, int bits, int dim, float* out) {
-  switch (bits) {
-    case 2: unpack_floats<2>(packed, out, dim); break;
-    case 3: unpack_floats<3>(packed, out, dim); break;
-    case 4: unpack_floats<4>(packed, out, dim); break;
-    case 8: unpack_floats<8>(packed, out, dim); break;
-    default: {
-      unpack_floats<16>(packed, out, dim);
-      const float s = half_to_float(*scale) * kUnit16;
-      for (int i = 0; i < dim; ++i) out[i] = (out[i] * 2.0f + 1.0f) * s;
-      return;
+void quantize_row_narrow(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale) {
+  const float rms = std::sqrt(fold_dot(x, x, dim) * float(1.0 / dim));
+  const float *bounds = kScaleTables.bounds, *end = bounds + 255;
+  *scale = uint8_t(std::upper_bound(bounds, end, rms) - bounds);
+  const Runs runs = runs_of(bits, dim);
+  for (int b = 0; b < runs.count; ++b) {
+    const int width = runs.width[b];
+    const float pace = row_scale(bits, scale) * float(step_of(width));
+    const float inverse = pace > 0 ? 1.0f / pace : 0.0f;
+    const float middle = float(1 << (width - 1)), top = float((1 << width) - 1);
+    uint8_t codes[kMaxHeadDim];
+    for (int i = 0; i < runs.channels; ++i) codes[i] = uint8_t(code_of(x[i], inverse, middle, top));
+    pack_run(codes, width, packed, runs.channels);
+    x += runs.channels;
+    packed += runs.channels * width / 8;
+  }
+}
+
+}  // namespace
+
+constexpr ScaleTables kConstantTables = make_tables();
+const ScaleTables kScaleTables = kConstantTables;
+
+void transpose(const float* matrix, int dim, float* columns) {
+  constexpr int kBlock = 8;  // 16 is the smallest dim
+  for (int i = 0; i < dim; i += kBlock) {
+    for (int j = 0; j < dim; j += kBlock) {
+      for (int r = 0; r < kBlock; ++r) {
+        for (int c = 0; c < kBlock; ++c) columns[(j + c) * dim + i + r] = matrix[(i + r) * dim + j + c];
+      }
     }
   }
-  const float s = half_to_float(*scale), top = float((1 << bits) - 1);
-  for (int i = 0; i < dim; ++i) out[i] = (out[i] * 2.0f - top) * s;
+}
+
+void transform(const float* x, const float* columns, int dim, float* out) {
+  constexpr int kBlock = 16;  // sums that stay in registers
+  for (int i = 0; i < dim; i += kBlock) {
+    float sum[kBlock];
+    for (int k = 0; k < kBlock; ++k) sum[k] = x[0] * columns[i + k];
+    for (int j = 1; j < dim; ++j) {
+      for (int k = 0; k < kBlock; ++k) sum[k] = sum[k] + x[j] * columns[j * dim + i + k];
+    }
+    std::memcpy(out + i, sum, sizeof(sum));
+  }
+}
+
+float level_factor(int bits, int width, ScaleMode mode) {
+  if (!is_narrow(bits)) return bits == 16 ? kUnit16 : 1.0f;
+  const double half = step_of(width) / 2;
+  return float(mode == kUnbiased ? half / (1 - mse_of(width)) : half);
+}
+
+void quantize_row(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale) {
+  switch (bits) {
+    case 8: return quantize_row_8(x, dim, packed, scale);
+    case 16: return quantize_row_16(x, dim, packed, scale);
+    default: return quantize_row_narrow(x, bits, dim, packed, scale);
+  }
+}
+
+void dequantize_row(const uint8_t* packed, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out) {
+  const Runs runs = runs_of(bits, dim);
+  const float s = row_scale(bits, scale);
+  for (int b = 0; b < runs.count; ++b) {
+    const float factor = s * level_factor(bits, runs.width[b], mode);
+    with_width(runs.width[b], [&](auto width) { unpack_levels<width()>(packed, factor, out, runs.channels); });
+    packed += runs.channels * runs.width[b] / 8;
+    out += runs.channels;
+  }
 }
 
 }  // namespace adakv

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace adakv {
 
+// How a narrow row's levels are read back; see quantizer.py.
 enum ScaleMode : int32_t { kRms = 0, kUnbiased = 1 };
 
 constexpr int kMaxHeadDim = 256;
@@ -45,7 +47,35 @@ static inline uint16_t float_to_half(float f) {
   return uint16_t(x | (sign >> 16));
 }
 
-static inline int row_bytes(int bits, int dim) { return dim * bits / 8; }
+// Widths a row's channels are packed with: the whole row if uniform, else each band, in order (`runs` in quantizer.py).
+struct Runs {
+  int count, channels;  // channels of each run
+  int width[4];
+};
+
+static inline int n_bands(int dim) { return dim >= 32 ? 4 : 2; }
+
+// Whether `bits` is one width for all channels rather than a byte for each band.
+static inline bool is_uniform(int bits) { return bits <= 16; }
+
+// Whether rows of these widths have a one-byte scale.
+static inline bool is_narrow(int bits) { return bits != 8 && bits != 16; }
+
+static inline int scale_bytes(int bits) { return is_narrow(bits) ? 1 : 2; }
+
+static inline Runs runs_of(int bits, int dim) {
+  if (is_uniform(bits)) return {1, dim, {bits}};
+  Runs runs{n_bands(dim), dim / n_bands(dim), {}};
+  for (int b = 0; b < runs.count; ++b) runs.width[b] = (bits >> (8 * b)) & 255;
+  return runs;
+}
+
+static inline int row_bytes(int bits, int dim) {
+  const Runs runs = runs_of(bits, dim);
+  int bytes = 0;
+  for (int b = 0; b < runs.count; ++b) bytes += runs.channels * runs.width[b] / 8;
+  return bytes;
+}
 
 // Orthonormal fast Walsh-Hadamard transform, in place; dim is a power of two.
 static inline void hadamard(float* x, int dim) {
@@ -61,6 +91,12 @@ static inline void hadamard(float* x, int dim) {
   const float norm = float(1.0 / std::sqrt(double(dim)));
   for (int i = 0; i < dim; ++i) x[i] *= norm;
 }
+
+// Rows of `columns` are the columns of `matrix` [dim, dim].
+void transpose(const float* matrix, int dim, float* columns);
+
+// matrix * x, summed over columns in order like transform in quantizer.py. columns: from transpose(); out is not x.
+void transform(const float* x, const float* columns, int dim, float* out);
 
 // Sum of products, folded in halves like fold_sum in quantizer.py.
 static inline float fold_dot(const float* a, const float* b, int dim) {
@@ -91,54 +127,84 @@ static inline void unpack_plane(const uint8_t* in, uint8_t* codes, int dim) {
   }
 }
 
-static inline void pack(const uint8_t* codes, int bits, uint8_t* out, int dim) {
+// Packs a run of codes of one width up to 8 bits.
+static inline void pack_run(const uint8_t* codes, int width, uint8_t* out, int channels) {
   uint8_t low[kMaxHeadDim], high[kMaxHeadDim];
-  switch (bits) {
-    case 2: pack_plane<2>(codes, out, dim); break;
+  switch (width) {
+    case 2: pack_plane<2>(codes, out, channels); break;
     case 3:  // a plane of the two low bits, then a plane of the high bit
-      for (int i = 0; i < dim; ++i) low[i] = codes[i] & 3, high[i] = codes[i] >> 2;
-      pack_plane<2>(low, out, dim);
-      pack_plane<1>(high, out + dim / 4, dim);
+      for (int i = 0; i < channels; ++i) low[i] = codes[i] & 3, high[i] = codes[i] >> 2;
+      pack_plane<2>(low, out, channels);
+      pack_plane<1>(high, out + channels / 4, channels);
       break;
-    case 4: pack_plane<4>(codes, out, dim); break;
-    default: std::memcpy(out, codes, size_t(dim));
+    case 4: pack_plane<4>(codes, out, channels); break;
+    default: std::memcpy(out, codes, size_t(channels));
   }
 }
 
-// Codes of one packed row, for 2, 3, 4 or 8 bits.
-template <int kBits>
-static inline void unpack_codes(const uint8_t* in, uint8_t* codes, int dim) {
-  if constexpr (kBits == 3) {
-    const uint8_t* high = in + dim / 4;
-    unpack_plane<2>(in, codes, dim);
+// Inverse of pack_run.
+template <int kWidth>
+static inline void unpack_run(const uint8_t* in, uint8_t* codes, int channels) {
+  if constexpr (kWidth == 3) {
+    const uint8_t* high = in + channels / 4;
+    unpack_plane<2>(in, codes, channels);
     for (int f = 0; f < 8; ++f) {
-      for (int j = 0; j < dim / 8; ++j) codes[f * (dim / 8) + j] |= uint8_t(((high[j] >> f) & 1) << 2);
+      for (int j = 0; j < channels / 8; ++j) codes[f * (channels / 8) + j] |= uint8_t(((high[j] >> f) & 1) << 2);
     }
-  } else if constexpr (kBits == 8) {
-    std::memcpy(codes, in, size_t(dim));
+  } else if constexpr (kWidth == 8) {
+    std::memcpy(codes, in, size_t(channels));
   } else {
-    unpack_plane<kBits>(in, codes, dim);
+    unpack_plane<kWidth>(in, codes, channels);
   }
 }
 
-// Codes of one packed row as floats; 16-bit ones less 2^15, so that sums over them lose no digits.
-template <int kBits>
-static inline void unpack_floats(const uint8_t* in, float* out, int dim) {
-  if constexpr (kBits == 16) {
-    for (int i = 0; i < dim; ++i) {
-      out[i] = float(int32_t(in[2 * i] | (in[2 * i + 1] << 8)) - 32768);
+// Odd levels 2 c - (2^width - 1) of a packed run, times a factor.
+template <int kWidth>
+static inline void unpack_levels(const uint8_t* in, float factor, float* out, int channels) {
+  if constexpr (kWidth == 16) {
+    for (int i = 0; i < channels; ++i) {
+      out[i] = float(2 * int32_t(in[2 * i] | (in[2 * i + 1] << 8)) - 65535) * factor;
     }
   } else {
     uint8_t codes[kMaxHeadDim];
-    unpack_codes<kBits>(in, codes, dim);
-    for (int i = 0; i < dim; ++i) out[i] = float(codes[i]);
+    unpack_run<kWidth>(in, codes, channels);
+    for (int i = 0; i < channels; ++i) out[i] = float(2 * codes[i] - ((1 << kWidth) - 1)) * factor;
   }
 }
 
-// Quantize one rotated row.
-void quantize_row(const float* x, int bits, ScaleMode mode, int dim, uint8_t* packed, uint16_t* scale);
+// Calls f with a run's width as a compile-time constant.
+template <typename F>
+static inline void with_width(int width, F&& f) {
+  switch (width) {
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 8: return f(std::integral_constant<int, 8>());
+    default: return f(std::integral_constant<int, 16>());
+  }
+}
+
+struct ScaleTables {
+  float scales[256];  // of a narrow row by its code: 2^((code - 128) / 16), and 0 for code 0
+  float bounds[255];  // the rms from which on each next code is used
+};
+extern const ScaleTables kScaleTables;
+
+// What odd levels of a run are multiplied by, besides the row's scale as row_scale gives it.
+float level_factor(int bits, int width, ScaleMode mode);
+
+// A row's scale as stored: one byte (narrow rows) or fp16, at any address.
+static inline float row_scale(int bits, const uint8_t* stored) {
+  if (is_narrow(bits)) return kScaleTables.scales[*stored];
+  uint16_t half;
+  std::memcpy(&half, stored, 2);
+  return half_to_float(half);
+}
+
+// Quantize one transformed row.
+void quantize_row(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale);
 
 // Inverse of quantize_row.
-void dequantize_row(const uint8_t* packed, const uint16_t* scale, int bits, int dim, float* out);
+void dequantize_row(const uint8_t* packed, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out);
 
 }  // namespace adakv

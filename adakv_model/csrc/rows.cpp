@@ -16,13 +16,6 @@ namespace {
 constexpr int kTile = 8;    // rows unpacked at a time: 2 KiB of floats at 64 channels stay in L1
 constexpr int kLanes = 16;  // partial sums of a reduction, a multiple of every vector width in use
 
-// Decoded value = (gain * code + offset) * scale, with code as unpack_floats gives it.
-template <int kBits>
-struct Affine {
-  static constexpr float kGain = kBits == 16 ? 2.0f * kUnit16 : 2.0f;
-  static constexpr float kOffset = kBits == 16 ? kUnit16 : -float((1 << kBits) - 1);
-};
-
 // a * b + c, fused exactly where the target can. Left to itself the compiler fuses one way in a loop's body and
 // another in its remainder, so that a row's result would depend on how many rows are beside it.
 static inline float multiply_add(float a, float b, float c) {
@@ -48,111 +41,93 @@ static inline float dot(const float* a, const float* b) {
   return lane_sum(sum);
 }
 
-template <int kBits, int kDim>
-int unpack_tile(const Rows& rows, int first, float (*tile)[kDim], float* scales) {
-  const int n = std::min(kTile, rows.count - first);
-  for (int r = 0; r < n; ++r) {
-    unpack_floats<kBits>(rows.codes + int64_t(first + r) * (kDim * kBits / 8), tile[r], kDim);
-    scales[r] = half_to_float(rows.scales[first + r]);
-  }
-  return n;
-}
-
-template <int kBits, int kDim>
-void score(const Rows& rows, const float* queries, const float* sums, int n, float* scores, int64_t stride) {
-  alignas(64) float tile[kTile][kDim];
+// Rows without their scales: levels times level_factor, and the scales beside them.
+template <int kDim>
+struct Tile {
+  alignas(64) float rows[kTile][kDim];
   float scales[kTile];
+
+  // Unpacks rows `first` .. of all, band by band; returns how many.
+  int unpack(const Rows& all, const Runs& runs, int first) {
+    const int n = std::min(kTile, all.count - first);
+    const int stride = row_bytes(all.bits, kDim), scale_stride = scale_bytes(all.bits);
+    const uint8_t* in = all.codes + int64_t(first) * stride;
+    if (runs.count == 1) {
+      band<kDim>(all, runs.width[0], in, stride, 0, n);
+    } else {
+      constexpr int kBand = kDim / (kDim >= 32 ? 4 : 2);
+      for (int b = 0; b < runs.count; ++b) {
+        band<kBand>(all, runs.width[b], in, stride, b * kBand, n);
+        in += kBand * runs.width[b] / 8;
+      }
+    }
+    for (int r = 0; r < n; ++r) scales[r] = row_scale(all.bits, all.scales + int64_t(first + r) * scale_stride);
+    return n;
+  }
+
+ private:
+  template <int kChannels>
+  void band(const Rows& all, int width, const uint8_t* in, int stride, int at, int n) {
+    const float factor = level_factor(all.bits, width, all.mode);
+    with_width(width, [&](auto w) {
+      for (int r = 0; r < n; ++r) unpack_levels<w()>(in + int64_t(r) * stride, factor, rows[r] + at, kChannels);
+    });
+  }
+};
+
+template <int kDim>
+void score(const Rows& rows, const float* queries, int n, float* scores, int64_t stride) {
+  Tile<kDim> tile;
+  const Runs runs = runs_of(rows.bits, kDim);
   for (int first = 0; first < rows.count; first += kTile) {
-    const int m = unpack_tile<kBits, kDim>(rows, first, tile, scales);
+    const int m = tile.unpack(rows, runs, first);
     for (int q = 0; q < n; ++q) {
-      const float shift = Affine<kBits>::kOffset * sums[q];
       for (int r = 0; r < m; ++r) {
-        const float d = dot<kDim>(queries + int64_t(q) * kDim, tile[r]);
-        scores[q * stride + first + r] = multiply_add(Affine<kBits>::kGain, d, shift) * scales[r];
+        scores[q * stride + first + r] = dot<kDim>(queries + int64_t(q) * kDim, tile.rows[r]) * tile.scales[r];
       }
     }
   }
 }
 
-template <int kBits, int kDim>
+template <int kDim>
 void accumulate(const Rows& rows, const float* weights, int64_t stride, int n, float* acc) {
-  alignas(64) float tile[kTile][kDim];
-  float scales[kTile];
+  Tile<kDim> tile;
+  const Runs runs = runs_of(rows.bits, kDim);
   for (int first = 0; first < rows.count; first += kTile) {
-    const int m = unpack_tile<kBits, kDim>(rows, first, tile, scales);
+    const int m = tile.unpack(rows, runs, first);
     for (int q = 0; q < n; ++q) {
-      float w[kTile] = {}, total = 0;
-      for (int r = 0; r < m; ++r) {
-        w[r] = weights[q * stride + first + r] * scales[r];
-        total += w[r];
-      }
-      const float shift = Affine<kBits>::kOffset * total;
+      float w[kTile];
+      for (int r = 0; r < m; ++r) w[r] = weights[q * stride + first + r] * tile.scales[r];
       for (int j = 0; j < kDim; j += kLanes) {
         float sum[kLanes] = {};
         for (int r = 0; r < m; ++r) {
-          for (int l = 0; l < kLanes; ++l) sum[l] = multiply_add(w[r], tile[r][j + l], sum[l]);
+          for (int l = 0; l < kLanes; ++l) sum[l] = multiply_add(w[r], tile.rows[r][j + l], sum[l]);
         }
         float* a = acc + int64_t(q) * kDim + j;
-        for (int l = 0; l < kLanes; ++l) a[l] += multiply_add(Affine<kBits>::kGain, sum[l], shift);
+        for (int l = 0; l < kLanes; ++l) a[l] += sum[l];
       }
     }
   }
 }
 
-// Calls f.template operator()<bits, dim>() for the run-time widths.
-template <int kDim, typename F>
-void with_bits(int bits, F&& f) {
-  switch (bits) {
-    case 2: return f.template operator()<2, kDim>();
-    case 3: return f.template operator()<3, kDim>();
-    case 4: return f.template operator()<4, kDim>();
-    case 8: return f.template operator()<8, kDim>();
-    default: return f.template operator()<16, kDim>();
-  }
-}
-
+// Calls f with dim as a compile-time constant.
 template <typename F>
-void with_shape(int bits, int dim, F&& f) {
+void with_dim(int dim, F&& f) {
   switch (dim) {
-    case 16: return with_bits<16>(bits, f);
-    case 32: return with_bits<32>(bits, f);
-    case 64: return with_bits<64>(bits, f);
-    case 128: return with_bits<128>(bits, f);
-    default: return with_bits<256>(bits, f);
+    case 16: return f(std::integral_constant<int, 16>());
+    case 32: return f(std::integral_constant<int, 32>());
+    case 64: return f(std::integral_constant<int, 64>());
+    case 128: return f(std::integral_constant<int, 128>());
+    default: return f(std::integral_constant<int, 256>());
   }
 }
 
-struct Score {
-  const Rows& rows;
-  const float *queries, *sums;
-  int n;
-  float* scores;
-  int64_t stride;
-  template <int kBits, int kDim>
-  void operator()() const {
-    score<kBits, kDim>(rows, queries, sums, n, scores, stride);
-  }
-};
-
-struct Accumulate {
-  const Rows& rows;
-  const float* weights;
-  int64_t stride;
-  int n;
-  float* acc;
-  template <int kBits, int kDim>
-  void operator()() const {
-    accumulate<kBits, kDim>(rows, weights, stride, n, acc);
-  }
-};
-
-void score_any(const Rows& rows, const float* queries, const float* sums, int n, int dim, float* scores,
-               int64_t stride) {
-  with_shape(rows.bits, dim, Score{rows, queries, sums, n, scores, stride});
+void score_any(const Rows& rows, const float* queries, int n, int dim, float* scores, int64_t stride) {
+  with_dim(dim, [&](auto d) { score<d()>(rows, queries, n, scores, stride); });
 }
 
 void accumulate_any(const Rows& rows, const float* weights, int64_t stride, int n, int dim, float* acc) {
-  with_shape(rows.bits, dim, Accumulate{rows, weights, stride, n, acc});
+  with_dim(dim, [&](auto d) { accumulate<d()>(rows, weights, stride, n, acc); });
 }
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();

@@ -3,22 +3,23 @@
 
 #include <cstdint>
 
+#include "quantizer.h"
+
 namespace adakv {
 
-// A run of packed rows of one width.
+// Consecutive packed rows of the same widths.
 struct Rows {
   int bits;
-  const uint8_t* codes;
-  const uint16_t* scales;
+  ScaleMode mode;
+  const uint8_t *codes, *scales;
   int count;
 };
 
 struct RowKernels {
   const char* name;
 
-  // scores[q * stride + r] = <query q, row r>. queries: [n, dim], sums: the sum of each query's channels.
-  void (*score)(const Rows& rows, const float* queries, const float* sums, int n, int dim, float* scores,
-                int64_t stride);
+  // scores[q * stride + r] = <query q, row r>. queries: [n, dim].
+  void (*score)(const Rows& rows, const float* queries, int n, int dim, float* scores, int64_t stride);
 
   // acc[q, :] += sum over r of weights[q * stride + r] * row r. acc: [n, dim].
   void (*accumulate)(const Rows& rows, const float* weights, int64_t stride, int n, int dim, float* acc);

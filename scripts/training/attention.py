@@ -17,25 +17,23 @@ from torch import Tensor
 
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache
-from adakv_model.quantizer import ScaleMode, fake_quantize, hadamard
 
 BLOCK = 64  # queries whose probabilities exist at the same time
-MODE_BITS = 3  # width at which the two scale modes are compared
 
 
 @dataclass
 class LayerTrace:
     """What one layer leaves behind. Forward: own, own_squared, received float32 [T] (sums over heads of
     attention, as in reference.py's observations) and mean_square [2, KV, T] of centred K, V rows. Backward:
-    gradient_square [2, KV, T], squared norms of the far gradients; mode_error [modes, KV], see
-    `_mode_error`."""
+    gradient_square [2, KV, T], squared norms of the far gradients; k_outer [2, KV, D, D], sums over tokens (not the
+    sink) of the outer products of K's far gradients and of its centred rows."""
 
     own: Tensor
     own_squared: Tensor
     received: Tensor
     mean_square: Tensor
     gradient_square: Tensor = field(default_factory=lambda: torch.empty(0))
-    mode_error: Tensor | None = None
+    k_outer: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def zeros(cls, count: int, mean_square: Tensor) -> LayerTrace:
@@ -48,7 +46,6 @@ class _Geometry:
     k_mean: Tensor  # [KV, D]
     window: int
     lag: int
-    measure_modes: bool
 
 
 class TracingCache(FloatCache):
@@ -62,7 +59,6 @@ class TracingCache(FloatCache):
     ) -> None:
         super().__init__(config, context)
         self.k_mean, self.v_mean, self.window, self.lag = k_mean, v_mean, window, lag
-        self.measure_modes = False
         self.traces: list[LayerTrace] = []
 
     def begin(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
@@ -81,7 +77,7 @@ class TracingCache(FloatCache):
         squares = [(x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in zip((k, v), means, strict=True)]
         trace = LayerTrace.zeros(count, torch.stack(squares))
         self.traces.append(trace)
-        geometry = _Geometry(means[0], self.window, self.lag, self.measure_modes)
+        geometry = _Geometry(means[0], self.window, self.lag)
         out = _Attention.apply(q, k, v, trace, geometry)
         return out.reshape(c.n_heads, count, c.head_dim).transpose(0, 1).reshape(1, count, -1)
 
@@ -118,30 +114,15 @@ class _Attention(torch.autograd.Function):
                 weights[..., low:].masked_fill_(mask, 0.0)
                 far[i, :, :b] += _outer(weights, other)
         ctx.trace.gradient_square = far.square().sum(-1)
-        if geometry.measure_modes:
-            ctx.trace.mode_error = _mode_error(q, k, v, out, grad, geometry)
+        ctx.trace.k_outer = torch.stack([_second_moment(x) for x in (far[0], k - geometry.k_mean.unsqueeze(1))])
         dk, dv = far + near
         return dq, dk, dv, None, None
 
 
-def _mode_error(q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad: Tensor, geometry: _Geometry) -> Tensor:
-    """[modes, KV]: sum over queries and heads of (dO . (O_hat - O))^2, twice the Fisher estimate of the
-    loss when far keys are read at MODE_BITS bits with each ScaleMode. Unlike a per-token estimate it sees
-    that a logit which shrinks for all keys alike does less harm, or more, than independent noise. Position
-    0 stays exact (the sink)."""
-    mean, errors = geometry.k_mean.unsqueeze(1), torch.zeros(len(ScaleMode), k.shape[0])
-    rotated = hadamard(k - mean)
-    for mode in ScaleMode:
-        k_hat = hadamard(fake_quantize(rotated, MODE_BITS, mode)) + mean
-        k_hat[:, 0] = k[:, 0]
-        for a, b in _blocks(q.shape[2]):
-            scores = _scores(q, k_hat, a, b)
-            low, mask = _near(a, b, geometry.window)
-            exact = _times(q[:, :, a:b], k[:, low:b].transpose(1, 2))
-            scores[..., low:] = torch.where(mask, exact, scores[..., low:])
-            change = _times(_probabilities(scores, a), v[:, :b]) - out[:, :, a:b]
-            errors[mode] += (grad[:, :, a:b] * change).sum(-1).square().sum((1, 2))
-    return errors
+def _second_moment(x: Tensor) -> Tensor:
+    """Sum over tokens, without the sink, of the outer products of rows [KV, T, D]: [KV, D, D]."""
+    rows = x[:, 1:]
+    return rows.transpose(1, 2) @ rows
 
 
 def _blocks(count: int) -> list[tuple[int, int]]:

@@ -21,13 +21,11 @@ from torch import Tensor
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from adakv_model.quantizer import ScaleMode
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
 
 MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
-MODE_WINDOWS = 4  # windows on which the scale modes are compared
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,11 @@ class Settings:
 @dataclass
 class WindowRecord:
     """features: float32 [T, 8]; damage: float32 [2 samples, L, KV, 2, T] (the second sample is zero where
-    it was not drawn); mode_error: float32 [L, KV, modes], zero where it was not measured."""
+    it was not drawn); k_outer: float32 [L, 2, KV, D, D], see ``attention.LayerTrace``."""
 
     features: Tensor
     damage: Tensor
-    mode_error: Tensor
+    k_outer: Tensor
 
 
 def mean_rows(checkpoint: Checkpoint, windows: Tensor, work: Path) -> tuple[Tensor, Tensor]:
@@ -107,7 +105,7 @@ def collect(
 
         def compute(index: int = i, samples: int = samples) -> dict[str, Tensor]:
             seeds = [settings.seed * 1_000_003 + 2 * index + s for s in range(samples)]
-            record = trace_window(model, cache, windows[index], log_frequency, seeds, index < MODE_WINDOWS)
+            record = trace_window(model, cache, windows[index], log_frequency, seeds)
             return {f.name: getattr(record, f.name) for f in fields(record)}
 
         records.append(WindowRecord(**resumable(folder / f"{i:04d}-{samples}.safetensors", compute)))
@@ -120,27 +118,22 @@ def trace_window(
     tokens: Tensor,
     log_frequency: Tensor,
     seeds: list[int],
-    measure_modes: bool,
 ) -> WindowRecord:
     """tokens: int64 [T] from position 0. One backward pass for each seed (at most two)."""
     config, count = model.config, len(tokens)
     damage = torch.zeros(2, config.n_layers, config.n_kv_heads, 2, count)
-    modes = torch.zeros(config.n_layers, config.n_kv_heads, len(ScaleMode))
     logits = model(tokens.unsqueeze(0), torch.tensor([0]))[0]
     log_p = logits.detach().log_softmax(-1)
     features = token_features(tokens, log_p, cache.traces, log_frequency, config.n_layers * config.n_heads, cache.lag)
     for sample, seed in enumerate(seeds):
-        cache.measure_modes = measure_modes and sample == 0
         p = log_p.exp()
         drawn = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(seed))
         gradient = p.neg_().scatter_add_(1, drawn, torch.ones(count, 1))
         logits.backward(gradient, retain_graph=sample + 1 < len(seeds))
         for layer, trace in enumerate(cache.traces):
             damage[sample, layer] = (0.5 * trace.gradient_square * trace.mean_square).transpose(0, 1)
-            if trace.mode_error is not None:
-                modes[layer] = trace.mode_error.T
     damage[..., 0] = 0.0  # the sink is never quantized below 16 bits
-    return WindowRecord(features, damage, modes)
+    return WindowRecord(features, damage, torch.stack([trace.k_outer for trace in cache.traces]))
 
 
 def token_features(

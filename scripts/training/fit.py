@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adakv_model.controller import HIDDEN, ImportanceScorer
-from adakv_model.quantizer import GAUSSIAN_MSE
+from adakv_model.quantizer import GAUSSIAN_MSE, WIDE_MSE
 from adakv_model.reference import FEATURES
 
 LOSSES = ("exponential", "mse", "huber")
 TIER_BITS = (2, 3, 4, 8)
+MSE = {**GAUSSIAN_MSE, 8: WIDE_MSE[8]}
+QUANTILES = 257  # of a score, kept in the tables
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def allocate(score: Tensor, mean_bits: float) -> Tensor:
     Greedy by gain per bit, which is optimal because MSE is convex in bits over the tiers.
     """
     widths = torch.tensor(TIER_BITS)
-    error = torch.tensor([GAUSSIAN_MSE[b] for b in TIER_BITS])
+    error = torch.tensor([MSE[b] for b in TIER_BITS])
     cost = widths.diff()
     gain = (-error.diff() / cost).log() + score.unsqueeze(1)  # [n, tiers - 1]
     order = gain.flatten().argsort(descending=True, stable=True)
@@ -90,7 +92,7 @@ def expected_loss(damage: Tensor, bits: Tensor) -> float:
     """Sum of damage * MSE(bits)."""
     table = torch.zeros(17, dtype=torch.float64)
     for width in TIER_BITS:
-        table[width] = GAUSSIAN_MSE[width]
+        table[width] = MSE[width]
     return float((damage.double() * table[bits]).sum())
 
 
@@ -133,7 +135,7 @@ def judge(score: Tensor, damage: Tensor, oracle: Tensor, mean_bits: float = 3.0,
     }
 
 
-def quantiles(score: Tensor, count: int = 257) -> Tensor:
+def quantiles(score: Tensor, count: int = QUANTILES) -> Tensor:
     """`count` equally spaced quantiles float32, minimum and maximum included."""
     ordered = score.sort().values
     at = torch.linspace(0, len(ordered) - 1, count, dtype=torch.float64)

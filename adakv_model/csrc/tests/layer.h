@@ -32,12 +32,30 @@ struct Shape {
   int lag() const { return window - chunk; }
 };
 
+// Widths of a row with at least two different bands, as the layout codes them.
+inline int mixed_bits(Random& random, int dim) {
+  constexpr int kBand[] = {2, 3, 4, 8};
+  int bits, distinct;
+  do {
+    bits = distinct = 0;
+    for (int b = 0; b < n_bands(dim); ++b) {
+      bits |= kBand[random.integer(0, 3)] << (8 * b);
+      distinct += ((bits >> (8 * b)) & 255) != (bits & 255);
+    }
+  } while (distinct == 0);
+  return bits;
+}
+
+inline int random_bits(Random& random, int dim) {
+  constexpr int kUniform[] = {2, 3, 4, 8, 16};
+  return random.integer(0, 1) ? kUniform[random.integer(0, 4)] : mixed_bits(random, dim);
+}
+
 // The layer's packed buffer with a gap after every block. Under AddressSanitizer gaps cannot be touched; else
 // gaps_intact() tells whether they were written. Starts full of garbage: no row may be read before it is written.
 class CacheBuffer {
  public:
   CacheBuffer(const Shape& shape, Random& random) {
-    constexpr int kBits[] = {2, 3, 4, 8, 16};
     int end = 0;
     const auto block = [&](int bytes) {
       const int begin = end;
@@ -50,10 +68,12 @@ class CacheBuffer {
       for (int s = 0; s < kFirstTier + shape.tiers(); ++s) {
         Segment segment{16, 1, 0, 0, kRms};
         if (s == kWindow) segment = {shape.window_bits, shape.window, 0, 0, kRms};
-        if (s >= kFirstTier)
-          segment = {kBits[random.integer(0, 4)], shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
+        if (s >= kFirstTier) {
+          const int bits = random_bits(random, shape.dim);
+          segment = {bits, shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
+        }
         segment.codes_offset = block(segment.rows * row_bytes(segment.bits, shape.dim));
-        segment.scale_offset = block(segment.rows * 2);
+        segment.scale_offset = block(segment.rows * scale_bytes(segment.bits));
         layout.push_back(segment);
       }
     }
@@ -85,7 +105,7 @@ class CacheBuffer {
   std::vector<Segment> layout;  // [2 KV, 2 + K]
 
  private:
-  static constexpr uint8_t kGarbage = 0xff;  // as a scale: not a number
+  static constexpr uint8_t kGarbage = 0xff;  // as a fp16 scale: not a number
 
   template <typename F>
   void for_gaps(F&& f) const {
@@ -124,6 +144,10 @@ struct Layer {
     for (auto* mean : {&k_mean, &v_mean}) {
       *mean = random.normals(size_t(s.kv_heads) * s.dim);
       for (float& v : *mean) v *= float(s.mean_gain);
+    }
+    for (auto* matrix : {&k_transform, &q_transform}) {  // about the norm of an orthonormal one
+      *matrix = random.normals(size_t(s.kv_heads) * s.dim * s.dim);
+      for (float& v : *matrix) v *= s.dim < 64 ? 0.25f : 0.0625f;
     }
     vocab_logits = random.normals(n * s.vocab);
     log_frequency = random.normals(size_t(s.vocab));
@@ -165,6 +189,8 @@ struct Layer {
     args.plan = plan.data();
     args.k_mean = k_mean.data();
     args.v_mean = v_mean.data();
+    args.k_transform = k_transform.data();
+    args.q_transform = q_transform.data();
     args.layout = cache.layout.data();
     args.cache = cache.data();
     args.attention = attention.data();
@@ -198,7 +224,8 @@ struct Layer {
   Shape shape;
   Random random;
   CacheBuffer cache;
-  std::vector<float> qkv, cos, sin, k_mean, v_mean, vocab_logits, log_frequency, mix, integer_logits;
+  std::vector<float> qkv, cos, sin, k_mean, v_mean, k_transform, q_transform, vocab_logits, log_frequency, mix,
+      integer_logits;
   std::vector<int64_t> tokens;
   std::vector<int32_t> capacities, progress, history;
   std::vector<uint8_t> tiers;
@@ -228,7 +255,7 @@ class Expected {
     const int unit = 2 * (head / s_.group);
     std::vector<float> q(size_t(s_.dim));
     rotate(projection(query, head), query, q.data());
-    hadamard(q.data(), s_.dim);
+    q = product(l_.q_transform, unit / 2, q);
     std::vector<double> weights;
     double peak = -1e300, total = 0;
     for (int j = 0; j <= query; ++j) {
@@ -281,16 +308,28 @@ class Expected {
     if (side == 0) rotate(row, position, x.data());
     const std::vector<float>& mean = side == 0 ? l_.k_mean : l_.v_mean;
     for (int j = 0; j < s_.dim; ++j) x[size_t(j)] -= mean[size_t(head * s_.dim + j)];
+    if (side == 0) return product(l_.k_transform, head, x);
     hadamard(x.data(), s_.dim);
     return x;
+  }
+
+  // A head's matrix times x, summed over columns in order.
+  std::vector<float> product(const std::vector<float>& matrices, int head, const std::vector<float>& x) const {
+    std::vector<float> y(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      const float* row = &matrices[(size_t(head) * x.size() + i) * x.size()];
+      y[i] = x[0] * row[0];
+      for (size_t j = 1; j < x.size(); ++j) y[i] = y[i] + x[j] * row[j];
+    }
+    return y;
   }
 
   std::vector<float> as_stored(const std::vector<float>& x, const Segment& segment) const {
     std::vector<uint8_t> packed(size_t(row_bytes(segment.bits, s_.dim)));
     std::vector<float> back(x.size());
-    uint16_t scale;
-    quantize_row(x.data(), segment.bits, ScaleMode(segment.scale_mode), s_.dim, packed.data(), &scale);
-    dequantize_row(packed.data(), &scale, segment.bits, s_.dim, back.data());
+    uint8_t scale[2];
+    quantize_row(x.data(), segment.bits, s_.dim, packed.data(), scale);
+    dequantize_row(packed.data(), scale, segment.bits, ScaleMode(segment.scale_mode), s_.dim, back.data());
     return back;
   }
 

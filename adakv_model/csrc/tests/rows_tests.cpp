@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "layer.h"
 #include "quantizer.h"
 
 namespace adakv::testing {
@@ -22,35 +23,36 @@ std::vector<const RowKernels*> available() {
 
 // Packed random rows, and what dequantize_row makes of them. Buffers have exactly the size of the rows.
 struct Block {
-  std::vector<uint8_t> codes;
-  std::vector<uint16_t> scales;
+  std::vector<uint8_t> codes, scales;
   std::vector<float> decoded;  // [count, dim]
   Rows rows;
 
-  Block(Random& random, int bits, int dim, int count)
-      : codes(size_t(count) * row_bytes(bits, dim)), scales(size_t(count)), decoded(size_t(count) * dim) {
+  Block(Random& random, int bits, ScaleMode mode, int dim, int count)
+      : codes(size_t(count) * row_bytes(bits, dim)),
+        scales(size_t(count) * scale_bytes(bits)),
+        decoded(size_t(count) * dim) {
     for (int r = 0; r < count; ++r) {
       uint8_t* packed = codes.data() + size_t(r) * row_bytes(bits, dim);
-      quantize_row(random.normals(size_t(dim)).data(), bits, kRms, dim, packed, &scales[size_t(r)]);
-      dequantize_row(packed, &scales[size_t(r)], bits, dim, &decoded[size_t(r) * dim]);
+      uint8_t* scale = scales.data() + size_t(r) * scale_bytes(bits);
+      quantize_row(random.normals(size_t(dim)).data(), bits, dim, packed, scale);
+      dequantize_row(packed, scale, bits, mode, dim, &decoded[size_t(r) * dim]);
     }
-    rows = {bits, codes.data(), scales.data(), count};
+    rows = {bits, mode, codes.data(), scales.data(), count};
   }
 };
 
 void check_score(const RowKernels& kernels, Random& random, const Block& block, int dim, int n) {
   const int count = block.rows.count, stride = count + random.integer(0, 5);
   const std::vector<float> queries = random.normals(size_t(n) * dim);
-  std::vector<float> sums(size_t(n), 0.0f), scores(size_t(n - 1) * stride + count, -7.0f);
-  for (int i = 0; i < n * dim; ++i) sums[size_t(i / dim)] += queries[size_t(i)];
-  kernels.score(block.rows, queries.data(), sums.data(), n, dim, scores.data(), stride);
+  std::vector<float> scores(size_t(n - 1) * stride + count, -7.0f);
+  kernels.score(block.rows, queries.data(), n, dim, scores.data(), stride);
   for (int q = 0; q < n; ++q) {
     for (int r = 0; r < count; ++r) {
       double expected = 0;
       for (int j = 0; j < dim; ++j)
         expected += double(queries[size_t(q * dim + j)]) * block.decoded[size_t(r * dim + j)];
       const float got = scores[size_t(q * stride + r)];
-      CHECK(std::fabs(got - expected) < 5e-5, "%s, %d bits, dim %d, query %d of %d, row %d of %d: %g, not %g",
+      CHECK(std::fabs(got - expected) < 5e-5, "%s, widths %#x, dim %d, query %d of %d, row %d of %d: %g, not %g",
             kernels.name, block.rows.bits, dim, q, n, r, count, got, expected);
     }
     for (int r = count; r < stride && q + 1 < n; ++r) {
@@ -71,7 +73,7 @@ void check_accumulate(const RowKernels& kernels, Random& random, const Block& bl
       for (int r = 0; r < count; ++r)
         expected += double(weights[size_t(q * stride + r)]) * block.decoded[size_t(r * dim + j)];
       const float got = acc[size_t(q * dim + j)];
-      CHECK(std::fabs(got - expected) < 5e-5, "%s, %d bits, dim %d, query %d of %d, channel %d, %d rows: %g, not %g",
+      CHECK(std::fabs(got - expected) < 5e-5, "%s, widths %#x, dim %d, query %d of %d, channel %d, %d rows: %g, not %g",
             kernels.name, block.rows.bits, dim, q, n, j, count, got, expected);
     }
   }
@@ -82,13 +84,53 @@ TEST(row_kernels_of_every_instruction_set_match_decoded_rows) {
   for (const RowKernels* kernels : available()) {
     Random random(11);
     for (int dim : {16, 32, 64, 128, 256}) {
-      for (int bits : {2, 3, 4, 8, 16}) {
+      std::vector<int> widths = {2, 3, 4, 8, 16};
+      for (int i = 0; i < 8; ++i) widths.push_back(mixed_bits(random, dim));
+      for (int bits : widths) {
         for (int count : {1, 2, 7, 8, 9, 21}) {
-          const Block block(random, bits, dim, count);
+          const Block block(random, bits, ScaleMode(random.integer(0, 1)), dim, count);
           for (int n : {1, 3, 8}) {
             check_score(*kernels, random, block, dim, n);
             check_accumulate(*kernels, random, block, dim, n);
           }
+        }
+      }
+    }
+  }
+}
+
+// A row's score is the same wherever it stands; rows of weight 0 add nothing, whatever comes after them.
+TEST(row_kernels_do_not_depend_on_how_rows_are_cut) {
+  for (const RowKernels* kernels : available()) {
+    Random random(14);
+    for (int dim : {16, 32, 64, 128, 256}) {
+      for (int trial = 0; trial < 12; ++trial) {
+        constexpr int kWidths[] = {2, 3, 4, 8, 16};
+        const int bits = trial < 5 ? kWidths[trial] : mixed_bits(random, dim), count = 21, n = 3;
+        const Block block(random, bits, ScaleMode(trial % 2), dim, count);
+        const std::vector<float> queries = random.normals(size_t(n) * dim);
+        std::vector<float> scores(size_t(n) * count), weights(scores.size());
+        kernels->score(block.rows, queries.data(), n, dim, scores.data(), count);
+        for (float& w : weights) w = std::fabs(random.fraction());
+        for (int visible = 1; visible < count; ++visible) {
+          const Rows first = {bits, block.rows.mode, block.rows.codes, block.rows.scales, visible};
+          std::vector<float> fewer(size_t(n) * visible), hidden(weights);
+          kernels->score(first, queries.data(), n, dim, fewer.data(), visible);
+          std::vector<float> all_sum(size_t(n) * dim, 0.0f), few_sum(all_sum);
+          for (int q = 0; q < n; ++q) {
+            for (int r = 0; r < visible; ++r) {
+              CHECK(fewer[size_t(q * visible + r)] == scores[size_t(q * count + r)], "%s, widths %#x, dim %d: row %d",
+                    kernels->name, bits, dim, r);
+            }
+            std::fill(hidden.begin() + q * count + visible, hidden.begin() + (q + 1) * count, 0.0f);
+          }
+          kernels->accumulate(block.rows, hidden.data(), count, n, dim, all_sum.data());
+          kernels->accumulate(first, hidden.data(), count, n, dim, few_sum.data());
+          CHECK(all_sum == few_sum, "%s, widths %#x, dim %d, %d rows", kernels->name, bits, dim, visible);
+          std::vector<float> one(static_cast<size_t>(dim), 0.0f);  // one query alone
+          kernels->accumulate(first, hidden.data() + count, count, 1, dim, one.data());
+          CHECK(std::equal(one.begin(), one.end(), few_sum.begin() + dim), "%s, widths %#x, dim %d: a query alone",
+                kernels->name, bits, dim);
         }
       }
     }

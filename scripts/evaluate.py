@@ -1,0 +1,138 @@
+"""Evaluate a cache policy: perplexity of a text, or accuracy on multiple-choice tasks, against fp16 and static caches.
+
+in:  a checkpoint, a policy (or an exported artifact), data files or the public data sets
+out: a table, --json FILE, one line in --results
+
+    python scripts/evaluate.py --task wikitext2 --policy adaptive --kv-bits 3.25 --data-dir DATA --json out.json
+    python scripts/evaluate.py --task hellaswag --policy adaptive --kv-bits 3.5 --against naive-4 --data-dir DATA
+    python scripts/evaluate.py --task wikitext2 --artifact artifacts/mine --data-dir DATA
+
+The quantized cache is simulated in batches, with the same numbers as the cache itself. Every item is scored once a
+policy and kept under --work-dir: an interrupted run continues, and all comparisons are paired.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from adakv_model import artifact as artifacts
+from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.config import DEFAULT_MODEL
+from adakv_model.errors import UserError
+from adakv_model.policies import NAMES
+from evaluation import results
+from evaluation.bench import console, open_bench
+from evaluation.data import TASKS
+from evaluation.policies import BUDGETED, REFERENCE, PolicySpec, parse_policy
+from evaluation.runner import MIN_TOKENS, Evaluator, Task, compare, evaluate_policy, header
+from evaluation.scorers import open_artifact
+from training import cli
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@cli.one_line_errors
+def main(
+    task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
+    policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
+    kv_bits: Annotated[
+        float | None, typer.Option(help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
+    ] = None,
+    artifact: Annotated[
+        Path | None, typer.Option(help="Score this exported program instead of a simulated policy.")
+    ] = None,
+    reference_artifact: Annotated[
+        Path | None,
+        typer.Option(help="With --artifact: program to compare with, e.g. of --kv fp16. [default: simulated fp16]"),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data files. [default: public data sets, downloaded]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First items (windows of text) only.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of text, in windows spread over it.")] = MIN_TOKENS,
+    context: Annotated[int, typer.Option(help="Capacity of the cache; also the window of text.")] = DEFAULT_CONTEXT,
+    window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
+    window_bits: Annotated[int | None, typer.Option(help="8 or 16. [default: the policy's]")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Compare with this policy too: NAME or NAME@BITS; repeatable.")
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static/--no-static", help="Compare with static caches at equal total bits.")
+    ] = True,
+    model: Annotated[str, typer.Option(help="Registered model name or hub id.")] = DEFAULT_MODEL,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
+    tables: Annotated[Path | None, typer.Option(help="Calibration tables. [default: the shipped ones]")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    results_file: Annotated[Path, typer.Option("--results", help="Append the result to this file.")] = results.DEFAULT,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Resumable results of single items. [default: ~/.cache/adakv/evaluation]")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the windows scored at once.")] = 2.0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
+) -> None:
+    """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
+    if reference_artifact is not None and artifact is None:
+        raise UserError("--reference-artifact is what --artifact is compared with: pass both")
+    cli.set_threads(threads)
+    bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
+    spec = PolicySpec(policy, kv_bits, context, window, window_bits)
+    others = tuple(parse_policy(name, spec, "--against") for name in against or ())
+    program = open_artifact(artifact, bench.checkpoint) if artifact else None
+    if program is not None:
+        if threads:
+            artifacts.set_threads(threads)
+        plan = program.plan
+        context = min(context, plan.context)
+        spec = PolicySpec(plan.policy, None, context, plan.window, plan.window_bits)
+    for wanted in others if program else (spec, *others):
+        wanted.make(bench.checkpoint, bench.tables)  # complain before the long work
+    evaluator = Evaluator(bench, Task(task, data_dir, context, tokens, limit))
+    if program is None:
+        result = evaluate_policy(evaluator, spec, static=static, against=others)
+    else:
+        mine = evaluator.artifact(program)
+        if reference_artifact:
+            reference = evaluator.artifact(open_artifact(reference_artifact, bench.checkpoint))
+        else:
+            reference = evaluator.policy(spec.named(REFERENCE))
+        result = header(evaluator, spec) | compare(evaluator, mine, reference, spec, static=False, against=others)
+        result |= {"artifact": program.folder.name, "allocated_bits": program.plan.bits_per_value}
+    result["command"] = cli.command_line("scripts/evaluate.py")
+    report(result)
+    results.append(results_file, result)
+    if json_file is not None:
+        results.write_json(json_file, result)
+
+
+def report(result: dict[str, Any]) -> None:
+    """The result as a table on stderr."""
+    table = Table(show_header=False)
+    title = f"{result['task']} · {result['policy']}" + (f" at {result['kv_bits']:g}" if result["kv_bits"] else "")
+    console.print(f"\n{title}, {result['n']} clusters, {result['tokens']:,} tokens")
+    table.add_row("total bits per value", f"{result['total_bits']:.3f}")
+    table.add_row("loss, perplexity", f"{result['loss']:.4f} ± {result['loss_se']:.4f}, {result['ppl']:.3f}")
+    for suffix, name in (("", "fp16"), ("_static", "static at equal bits")):
+        if f"loss_diff{suffix}" in result:
+            row = f"{result['loss_diff' + suffix]:+.5f} ± {result['loss_diff' + suffix + '_se']:.5f}"
+            table.add_row(f"loss minus {name}", row)
+    for key, name in (("acc", "accuracy"), ("acc_norm", "accuracy, normalized")):
+        if key in result:
+            table.add_row(name, f"{100 * result[key]:.2f} ± {100 * result[key + '_se']:.2f} %")
+            row = f"{100 * result[key + '_diff']:+.2f} ± {100 * result[key + '_diff_se']:.2f} points"
+            table.add_row(f"{name}, minus fp16", row)
+    if "same_choice" in result:
+        table.add_row("same choice as fp16", f"{100 * result['same_choice']:.2f} %")
+    for name, other in result.get("against", {}).items():
+        row = f"{other['loss_diff']:+.5f} ± {other['loss_diff_se']:.5f} (at {other['total_bits']:.3f} bits)"
+        table.add_row(f"loss minus {name}", row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,93 @@
+"""A policy as the command line names it, and the simulator it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
+from adakv_model.checkpoints import Checkpoint
+from adakv_model.errors import UserError
+from adakv_model.policies import NAMES, Policy, make_policy
+from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from evaluation.scorers import SimulatorScorer
+from training.cli import digest_of
+
+REFERENCE = "fp16"
+STATIC_WIDTHS = (2, 3, 4, 8)
+BUDGETED = ("adaptive", "tables", "random", "rarity", "entropy", "recency", "paper")
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """One cache policy. kv_bits: the budget of those that have one; context: the capacity it is planned for."""
+
+    name: str
+    kv_bits: float | None = None
+    context: int = DEFAULT_CONTEXT
+    window: int = DEFAULT_WINDOW
+    window_bits: int | None = None
+
+    @property
+    def title(self) -> str:
+        return self.name if self.kv_bits is None else f"{self.name}-{self.kv_bits:g}"
+
+    def named(self, name: str) -> PolicySpec:
+        """Another policy with the same context and window, without a budget."""
+        return replace(self, name=name, kv_bits=None)
+
+    def identity(self, tables: Tables) -> dict[str, Any]:
+        """What its results depend on; fp16 depends on nothing but the weights."""
+        if self.name == REFERENCE:
+            return {"name": self.name}
+        return {**asdict(self), "tables": tables.digest}
+
+    def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
+        """Raises UserError for an unknown name or an impossible budget."""
+        if self.name in NAMES and self.name not in BUDGETED and self.kv_bits is not None:
+            raise UserError(f"--policy {self.name} has a fixed width: drop --kv-bits")
+        options = CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
+        return make_policy(self.name, checkpoint, tables.tables, options)
+
+    def simulator(self, checkpoint: Checkpoint, tables: Tables, length: int | None = None) -> SimulatorScorer:
+        """The policy's simulated cache. length: longest sequence to score, where that is less than the context, which
+        saves memory and changes nothing else. Raises UserError like `make`."""
+        return SimulatorScorer(checkpoint, self.make(checkpoint, tables), tables.tables, length or self.context)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Calibration tables and the digest of their content."""
+
+    tables: CalibrationTables
+    digest: str
+
+
+def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
+    """The file at `path`, or the shipped tables of this checkpoint, or neutral ones. Raises UserError."""
+    if path is not None:
+        tables = CalibrationTables.load(path)
+    else:
+        tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
+    tables.check(checkpoint.config)
+    measured = (
+        tables.k_mean,
+        tables.v_mean,
+        tables.k_transform,
+        tables.sensitivity,
+        tables.scale_modes,
+        tables.token_log_frequency,
+    )
+    learned = (*tables.scorer.state_dict().values(), *tables.paper_scorer.state_dict().values())
+    quantiles = (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
+    return Tables(tables, digest_of(*measured, *quantiles, *learned))
+
+
+def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:
+    """NAME or NAME@BITS, otherwise like `base`. Raises UserError naming the option."""
+    name, _, bits = text.partition("@")
+    try:
+        return replace(base, name=name, kv_bits=float(bits) if bits else None)
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not NAME or NAME@BITS, such as static-3 or random@3.25") from error

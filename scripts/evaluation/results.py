@@ -1,0 +1,80 @@
+"""The results file: one JSON object a line, appended by every evaluation and read by the plots."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adakv_model.errors import UserError
+
+DEFAULT = Path("results") / "results.jsonl"
+#: Two lines with the same values of these are the same point; the later one counts.
+POINT = ("task", "model", "policy", "kv_bits", "artifact", "context", "window", "window_bits", "n")
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: undefined standard errors become null."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append(path: Path, result: Mapping[str, Any]) -> None:
+    """Add one line. Raises UserError if the file cannot be written."""
+    line = json.dumps(finite(result), sort_keys=True) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): pass another --results") from error
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The newest line of every point, oldest point first. Raises UserError for a missing or malformed file."""
+    try:
+        lines = path.read_text().splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except OSError as error:
+        raise UserError(f"no results at {path} ({error.strerror}): make some with scripts/evaluate.py") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): remove the broken line") from error
+    return list(_newest(rows).values())
+
+
+def _newest(rows: Iterable[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
+    newest: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        point = tuple(json.dumps(row.get(name)) for name in POINT)
+        newest.pop(point, None)
+        newest[point] = row
+    return newest
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically. Raises UserError."""
+    write_text(path, json.dumps(finite(content), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Comma-separated numbers. Raises UserError."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} is not a list of numbers such as 512,2048") from error

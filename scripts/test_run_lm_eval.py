@@ -1,0 +1,126 @@
+"""The lm-eval model: its command line on local files, and its three request types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import evaluate
+from adakv_model.checkpoints import load_checkpoint
+from adakv_model.errors import UserError
+from adakv_model.kv_cache import FloatCache
+from adakv_model.model import build_model
+from evaluation.lm_eval_model import AdaKV
+from evaluation.testing import arguments
+
+SCRIPTS = Path(__file__).parent
+
+
+def lm_eval(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / "run_lm_eval.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_its_command_line_agrees_with_evaluate(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Same items, same policy, same accuracies."""
+    out = tmp_path / "lm"
+    done = lm_eval(
+        *("--model", "adakv", "--tasks", "adakv_piqa,adakv_wikitext2", "--output_path", str(out)),
+        *("--model_args", f"pretrained={tiny_folder},policy=static-4,max_length=64,window=8,threads=1"),
+        *("--metadata", f"data_dir={tiny_data}"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(next(out.rglob("results_*.json")).read_text())["results"]
+    ran = CliRunner().invoke(evaluate.app, arguments(tiny_folder, tiny_data, tmp_path))
+    assert ran.exit_code == 0, ran.output
+    ours = json.loads((tmp_path / "out.json").read_text())
+    for metric in ("acc", "acc_norm"):
+        assert report["adakv_piqa"][f"{metric},none"] == pytest.approx(ours[metric])
+        assert report["adakv_piqa"][f"{metric}_stderr,none"] == pytest.approx(ours[f"{metric}_se"])
+    assert report["adakv_wikitext2"]["word_perplexity,none"] > 1
+
+
+def test_its_errors_are_one_line(tiny_folder: Path) -> None:
+    done = lm_eval(
+        "--model",
+        "adakv",
+        "--tasks",
+        "adakv_piqa",
+        "--model_args",
+        f"pretrained={tiny_folder},policy=fp16,max_length=64",
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: local tasks read the files of a folder")
+
+
+@dataclass
+class Request:
+    """What of lm_eval.api.instance.Instance a model reads."""
+
+    args: tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> AdaKV:
+    return AdaKV(pretrained=str(tiny_folder), policy="fp16", max_length=32, window=8)
+
+
+def float_logits(folder: Path, ids: list[int]) -> torch.Tensor:
+    checkpoint = load_checkpoint(path=folder)
+    twin = build_model(checkpoint.config, checkpoint.weights, FloatCache(checkpoint.config, 64))
+    return twin(torch.tensor([ids]), torch.tensor([0]))[0]
+
+
+def test_loglikelihood_of_shared_and_empty_contexts(model: AdaKV, tiny_folder: Path) -> None:
+    pairs = [("w1 w2", " w3 w4"), ("w1 w2", " w5"), ("", "w7 w8"), (" ".join(["w9"] * 60), " w1")]
+    results = model.loglikelihood([Request(pair) for pair in pairs], disable_tqdm=True)
+    for ids, start, (total, greedy) in (
+        ([1, 2, 3, 4], 2, results[0]),
+        ([1, 2, 5], 2, results[1]),
+        ([0, 7, 8], 1, results[2]),  # id 0 stands before a text without context
+        ([9] * 31 + [1], 31, results[3]),  # the newest 31 of 60, and the continuation, fill max_length
+    ):
+        log_probs = torch.log_softmax(float_logits(tiny_folder, ids)[start - 1 : -1], -1)
+        targets = torch.tensor(ids[start:])
+        assert total == pytest.approx(float(log_probs.gather(1, targets.unsqueeze(1)).sum()), abs=5e-3)
+        assert greedy == bool((log_probs.argmax(1) == targets).all())
+
+
+def test_rolling_predicts_every_token_once(model: AdaKV, tiny_folder: Path) -> None:
+    """40 tokens in a cache of 32: 31 after one token of context, then 9 that see the 22 before them too."""
+    ids = [i % 31 for i in range(40)]
+    (total,) = model.loglikelihood_rolling([Request((" ".join(f"w{i}" for i in ids),))], disable_tqdm=True)
+    expected = 0.0
+    for window, scored in (([0, *ids[:31]], 31), (ids[8:], 9)):
+        log_probs = torch.log_softmax(float_logits(tiny_folder, window)[:-1], -1)
+        chosen = log_probs.gather(1, torch.tensor(window[1:]).unsqueeze(1)).squeeze(1)
+        expected += float(chosen[-scored:].sum())
+    assert total == pytest.approx(expected, abs=5e-2)
+
+
+def test_generation_is_greedy_and_stops(model: AdaKV, tiny_folder: Path) -> None:
+    ids = [3, 1, 4]
+    for _ in range(6):
+        ids.append(int(float_logits(tiny_folder, ids)[-1].argmax()))
+    words = [f"w{i}" if i < 32 else "?" for i in ids[3:]]
+    options = {"until": [], "max_gen_toks": 6, "do_sample": False}
+    (text,) = model.generate_until([Request(("w3 w1 w4", options))], disable_tqdm=True)
+    assert text.split() == words
+    until = {"until": [words[3]], "max_gen_toks": 6}
+    (text,) = model.generate_until([Request(("w3 w1 w4", until))], disable_tqdm=True)
+    assert text.split() == words[: words.index(words[3])]
+
+
+def test_what_it_cannot_do_is_an_error(model: AdaKV, tiny_folder: Path) -> None:
+    with pytest.raises(UserError, match="greedily"):
+        model.generate_until([Request(("w1", {"do_sample": True}))], disable_tqdm=True)
+    with pytest.raises(UserError, match="unknown --model_args colour"):
+        AdaKV(pretrained=str(tiny_folder), colour="blue")
