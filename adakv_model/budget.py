@@ -138,14 +138,18 @@ def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
 
 def tier_damages(unit_bits: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
     """Sensitivity-weighted relative quantization error of each tier: [K]. unit_bits: [L, KV, 2, K]."""
+    return unit_damages(unit_bits, sensitivity).sum((0, 1, 2)) / sensitivity.sum()
+
+
+def unit_damages(unit_bits: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
+    """Sum over bands of s_b MSE(b), by row and tier: [L, KV, 2, K]. unit_bits: [L, KV, 2, K]."""
     n = sensitivity.shape[-1]
-    weights = (sensitivity / sensitivity.sum()).reshape(-1, n)
-    errors = np.zeros(unit_bits.shape[-1])
-    for row, unit in zip(unit_bits.reshape(-1, unit_bits.shape[-1]).tolist(), weights, strict=True):
-        for k, bits in enumerate(row):
-            table = GAUSSIAN_MSE if is_narrow(bits) else WIDE_MSE
-            errors[k] += sum(s * table[b] for s, b in zip(unit, split_bands(bits, 8 * n), strict=True))
-    return errors
+    damages = np.empty(unit_bits.shape)
+    for at in np.ndindex(unit_bits.shape):
+        bits = int(unit_bits[at])
+        table = GAUSSIAN_MSE if is_narrow(bits) else WIDE_MSE
+        damages[at] = sum(s * table[b] for s, b in zip(sensitivity[at[:-1]], split_bands(bits, 8 * n), strict=True))
+    return damages
 
 
 class _Scores:

@@ -29,6 +29,7 @@ class MixedPrecisionCache(nn.Module):
         if plan.adaptive and controller is None:
             raise ValueError("a plan with several tiers needs a controller")
         self.plan, self.controller = plan, controller
+        tables = tables.for_plan(plan)
         cos, sin = rope_tables(config, plan.context)
         constants = {"cos": cos, "sin": sin, "token_log_frequency": tables.token_log_frequency.float()}
         constants |= {"capacities": torch.tensor(plan.capacities, dtype=torch.int32)}

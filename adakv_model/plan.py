@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.quantizer import ScaleMode, row_bytes, scale_bytes
+from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, row_bytes, scale_bytes
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
 
@@ -101,6 +101,11 @@ class CachePlan:
     def lag(self) -> int:
         """Queries after a token whose attention to it is known before any chunk in which it leaves."""
         return self.window - self.chunk
+
+    @property
+    def banded(self) -> bool:
+        """Whether any row has bands of different widths."""
+        return bool((self.unit_bits > max(SUPPORTED_BITS)).any())
 
     @property
     def adaptive(self) -> bool:

@@ -27,6 +27,7 @@ class PlanRows:
 
     def __init__(self, plan: CachePlan, tables: CalibrationTables) -> None:
         self.plan = plan
+        tables = tables.for_plan(plan)
         self.k_mean, self.v_mean = (m.float().unsqueeze(2) for m in (tables.k_mean, tables.v_mean))  # [L, KV, 1, D]
         self.k_transform = tables.k_transform.float().transpose(-1, -2)
         self.q_transform = tables.q_transform.transpose(-1, -2)

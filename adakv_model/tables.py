@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.plan import CachePlan
 from adakv_model.quantizer import hadamard, n_bands
 
 SHIPPED = Path(__file__).parent / "calibrated"
@@ -54,6 +55,14 @@ class CalibrationTables:
     def q_transform(self) -> Tensor:
         """float32 [L, KV, D, D], inverse transpose of k_transform: what queries are multiplied by."""
         return torch.linalg.inv(self.k_transform.double()).transpose(-1, -2).float().contiguous()
+
+    def for_plan(self, plan: CachePlan) -> CalibrationTables:
+        """The tables as a cache of this plan uses them. The calibrated K transform sorts channels into bands of unequal
+        sensitivity: where every band is equally wide it does harm, and a Hadamard transform takes its place."""
+        if plan.banded:
+            return self
+        layers, heads, dim = self.k_mean.shape
+        return replace(self, k_transform=hadamard_transforms(layers, heads, dim))
 
     def save(self, path: Path) -> None:
         """Write atomically."""
@@ -112,10 +121,9 @@ def _scorer(tensors: Mapping[str, Tensor], prefix: str) -> ImportanceScorer:
     return scorer.requires_grad_(False)
 
 
-def hadamard_transforms(config: LlamaConfig) -> Tensor:
+def hadamard_transforms(layers: int, heads: int, dim: int) -> Tensor:
     """The transform of an uncalibrated K: float16 [L, KV, D, D]."""
-    matrix = hadamard(torch.eye(config.head_dim))
-    return matrix.half().expand(config.n_layers, config.n_kv_heads, -1, -1).contiguous()
+    return hadamard(torch.eye(dim)).half().expand(layers, heads, -1, -1).contiguous()
 
 
 def neutral_tables(config: LlamaConfig) -> CalibrationTables:
@@ -129,7 +137,7 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     return CalibrationTables(
         k_mean=mean,
         v_mean=mean.clone(),
-        k_transform=hadamard_transforms(config),
+        k_transform=hadamard_transforms(config.n_layers, config.n_kv_heads, config.head_dim),
         sensitivity=torch.ones(*units, n_bands(config.head_dim)),
         scale_modes=torch.zeros(units, dtype=torch.uint8),
         token_log_frequency=frequency,

@@ -24,13 +24,12 @@ from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
-from adakv_model.quantizer import GAUSSIAN_MSE, ScaleMode
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
 from training import cli, text
 from training.collect import Settings, WindowRecord, collect, mean_rows
 from training.fit import QUANTILES, spearman
-from training.measure import PROBE_BITS, measured_costs, scaled_to_measurement
+from training.measure import PROBE_BITS, Probe, measure
 from training.transforms import band_transforms
 
 app = typer.Typer(add_completion=False)
@@ -63,9 +62,7 @@ def main(
     k_mean, v_mean = mean_rows(loaded, windows, work)
     records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)
     tables, report = summarise(records, settings, k_mean, v_mean, frequency, out)
-    identity = cli.digest_of(windows[0], tables.k_transform, k_mean, v_mean)
-    measured = measured_costs(loaded, tables, windows[0], settings.window, work, identity)
-    report |= apply_measurement(tables, measured)
+    report |= measure(Probe(loaded, tables, windows[0], settings.window, work))
     calibration = {
         "command": cli.command_line("calibrate.py"),
         "checkpoint": {"name": loaded.name, **loaded.source},
@@ -80,7 +77,7 @@ def main(
     tables.save(out)
     cli.write_json(out.with_suffix(".calibrate.json"), calibration)
     typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
-    typer.echo(f"measured at 2 bits, nats a token: {report['measured']}; unbiased scales: {report['scale_modes']}")
+    typer.echo(f"KL at {PROBE_BITS} bits, nats a token: {report['measured']}; unbiased: {report['scale_modes']}")
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 
 
@@ -126,22 +123,6 @@ def summarise(
         **donated,
     )
     return tables, report
-
-
-def apply_measurement(tables: CalibrationTables, measured: Tensor) -> dict:
-    """Put measured costs [L, 2, modes] into the tables: sensitivities, and the better scale mode of each side."""
-    modes = measured.argmin(-1)  # [L, 2]
-    best = measured.amin(-1)
-    estimate = tables.sensitivity.double().sum((1, 3))
-    cost = scaled_to_measurement(tables.sensitivity.double(), best.double(), GAUSSIAN_MSE[PROBE_BITS])
-    tables.sensitivity = (cost / cost.mean()).float()
-    tables.scale_modes = modes.unsqueeze(1).expand(tables.scale_modes.shape).to(torch.uint8).contiguous()
-    unbiased = (modes == int(ScaleMode.UNBIASED)).float().mean(0)
-    return {
-        "measured": {"k": round(float(best[:, 0].sum()), 5), "v": round(float(best[:, 1].sum()), 5)},
-        "estimate_spearman": {side: round(spearman(estimate[:, i], best[:, i]), 4) for i, side in enumerate("kv")},
-        "scale_modes": {f"unbiased_{side}": round(float(unbiased[i]), 4) for i, side in enumerate("kv")},
-    }
 
 
 def donor(out: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ With calibrate.py's text, tokens and settings its finished windows are reused, a
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
@@ -31,8 +33,11 @@ from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
 from training import cli, fit, text
 from training.collect import Settings, WindowRecord, collect
+from training.on_policy import OnPolicy, Trainer, divergence
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
+STEP_TOKENS = 1024  # of an on-policy step, and of the windows that judge it
+JUDGED, JUDGED_AT = 4, (2.75, 3.25)  # windows and budgets on which the tuned score is compared
 PREDICTIONS = ("confidence", "entropy", "surprisal")  # what needs the logits of every token, in prefill too
 
 #: What a token's score stands for: its share of every unit's damage, summed over units. "damage" weighs units by
@@ -74,6 +79,7 @@ def main(
     chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
+    on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit; 0: none.", min=0)] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
 ) -> None:
@@ -89,6 +95,7 @@ def main(
     windows = text.cut_windows(source.ids, tokens, context)
     if len(windows) < 4:
         raise UserError(f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more")
+    work = work_dir or default_cache_dir() / "training"
     records = collect(
         loaded,
         windows,
@@ -96,11 +103,14 @@ def main(
         calibrated.v_mean,
         calibrated.token_log_frequency,
         settings,
-        work_dir or default_cache_dir() / "training",
+        work,
         has_second_sample,
     )
-    cli.set_threads(1)  # a fit is many tiny steps
-    results = train(records, settings, calibrated, steps)
+    with one_thread():  # a fit is many tiny steps
+        results = train(records, settings, calibrated, steps)
+    if on_policy:
+        policy = OnPolicy(on_policy, min(STEP_TOKENS, context), window, seed=seed)
+        results["on_policy"] = tune(loaded, calibrated, windows, records, settings, policy, work)
     training = {
         "command": cli.command_line("train_controller.py"),
         "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
@@ -113,6 +123,8 @@ def main(
     calibrated.save(out)
     cli.write_json(out.with_suffix(".json"), calibrated.info)
     show(results)
+    if "on_policy" in results:
+        typer.echo(f"on-policy, log of KL over the fitted score's: {results['on_policy']['tuned_over_fitted']}")
     typer.echo(f"wrote {out}")
 
 
@@ -168,6 +180,60 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
         "held_out_by_mean_bits": {str(b): _on(held, scores["all features"][0], b) for b in (2.25, 2.5, 3.0, 3.5, 4.0)},
         "feature_spearman": singles,
     }
+
+
+def tune(
+    checkpoint: Checkpoint,
+    tables: CalibrationTables,
+    windows: Tensor,
+    records: list[WindowRecord],
+    settings: Settings,
+    policy: OnPolicy,
+    work: Path,
+) -> dict:
+    """Train the scorer further on the loss itself; keep it if the selection windows say so.
+
+    Divergences are in nats a token, by budget, of the fitted, the paper's and the tuned score.
+    """
+    parts = {name: windows[rest::4][:JUDGED, : policy.tokens] for name, rest in (("select", 2), ("held_out", 3))}
+    pool = torch.cat([r.features[settings.departing] for r in records])
+    candidates = {"fitted": tables, "paper's four": with_paper_scorer(tables)}
+    tuned = replace(tables)
+    log = Trainer(checkpoint, tuned, windows[[i for i in range(len(windows)) if i % 4 < 2]], pool, policy, work).run()
+    candidates["tuned"] = tuned
+    kl = {
+        part: {
+            name: {str(b): divergence(checkpoint, one, policy.options(b), chosen).tolist() for b in JUDGED_AT}
+            for name, one in cli.track(part, list(candidates.items()))
+        }
+        for part, chosen in parts.items()
+    }
+    gain = {part: {b: summary(rows["tuned"][b], rows["fitted"][b]) for b in rows["tuned"]} for part, rows in kl.items()}
+    kept = sum(row["log_ratio"] for row in gain["select"].values()) < 0
+    if kept:
+        tables.scorer, tables.score_quantiles = tuned.scorer, tuned.score_quantiles
+    return {"kept": kept, "tuned_over_fitted": gain, "divergence": kl, "log": log, **asdict(policy)}
+
+
+def with_paper_scorer(tables: CalibrationTables) -> CalibrationTables:
+    return replace(tables, scorer=tables.paper_scorer, score_quantiles=tables.paper_quantiles)
+
+
+def summary(mine: list[float], other: list[float]) -> dict[str, float]:
+    """Mean over windows of log(mine / other), and its standard error."""
+    ratios = (torch.tensor(mine) / torch.tensor(other)).log()
+    error = ratios.std() / len(ratios) ** 0.5 if len(ratios) > 1 else torch.tensor(float("nan"))
+    return {"log_ratio": round(float(ratios.mean()), 5), "standard_error": round(float(error), 5)}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _on(split: Split, score: Tensor, mean_bits: float = 3.0, label: str = LABELS[0]) -> dict[str, float]:

@@ -1,98 +1,161 @@
-"""Measured sensitivity: what quantizing one side (K or V) of one layer costs, as a KL divergence.
+"""Measured sensitivity: what the cache's own rows cost, in KL divergence, one side (K or V) of one layer at a time.
 
-The Fisher estimate of ``collect.py`` adds up noise as if it were independent between tokens. Quantization errors are
-not: they depend on the row, so those of similar tokens agree and add up in attention's sums. Measured at 2 bits, far
-K rows cost up to six times their estimate, V rows half of it (docs/training.md), and a plan made from the estimates
-alone gives K too little. So the estimate only divides a layer's side among heads and bands; this module says how
-much the side as a whole is worth, and which scale mode serves it better.
+The Fisher estimate of ``collect.py`` adds up noise as if it were independent between tokens and small. Neither holds:
+errors of similar rows agree and add up in attention's sums, and a softmax exponentiates those of K. So the estimate
+only divides a layer's side among its heads and bands. How much K and V are worth as a whole is measured first, then
+every layer's side at the widths which that gives, then K and V once more, because costs of layers do not quite add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import CacheOptions, plan_cache, unit_damages
 from adakv_model.checkpoints import Checkpoint
+from adakv_model.plan import CachePlan
 from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import make_policy
 from adakv_model.quantizer import ScaleMode
 from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
-from training.cli import resumable, track, work_folder
+from training.cli import digest_of, resumable, track, work_folder
 
-PROBE_BITS = 2  # width of the rows that are measured
+PROBE_BITS = 2.75  # allocated bits per value of the plan whose rows are measured
 PROBE_TOKENS = 1024
 
+Part = tuple[int, int]  # layer, side
 
-class OneSide(PlanRows):
-    """Rows of a plan in one layer's K or V; everything else exact."""
 
-    layer, side = -1, -1
+class SomeRows(PlanRows):
+    """Rows of a plan in some layers' K or V; everything else exact."""
+
+    def __init__(self, plan: CachePlan, tables: CalibrationTables, parts: Iterable[Part]) -> None:
+        super().__init__(plan, tables)
+        self.parts = frozenset(parts)
 
     def window(self, layer: int, side: int, x: Tensor) -> Tensor:
-        return super().window(layer, side, x) if (layer, side) == (self.layer, self.side) else x
+        return super().window(layer, side, x) if (layer, side) in self.parts else x
 
     def sink(self, layer: int, side: int, x: Tensor) -> Tensor:
         return x
 
     def demoted(self, layer: int, side: int, x: Tensor, tiers: Tensor) -> Tensor:
-        return super().demoted(layer, side, x, tiers) if (layer, side) == (self.layer, self.side) else x
+        return super().demoted(layer, side, x, tiers) if (layer, side) in self.parts else x
 
 
-def measured_costs(
-    checkpoint: Checkpoint, tables: CalibrationTables, window: Tensor, recent: int, work: Path, identity: str
-) -> Tensor:
-    """KL divergence to the exact cache, nats a token: float32 [L, 2 sides, modes]. window: int64 [T]; recent: the
-    cache's window."""
-    tokens = window[:PROBE_TOKENS].unsqueeze(0)
-    options = CacheOptions(context=tokens.shape[1], window=recent, policy=f"static-{PROBE_BITS}")
-    plan = plan_cache(checkpoint.config, tables, options).plan
-    exact: list[Tensor] = []
-    simulator = Simulator(checkpoint, make_policy("fp16", checkpoint, tables, options), tables)
-    simulator.score(tokens, on_logits=lambda _, logits: exact.append(logits.log_softmax(-1)))
-    expected = torch.cat(exact, dim=1)[0]
-    folder = work_folder(work, stage="measured", identity=identity, bits=PROBE_BITS, recent=recent)
+@dataclass
+class Probe:
+    """Measures on the first PROBE_TOKENS of `window`, int64 [T]. recent: the cache's window. work: where finished
+    measurements are kept."""
 
-    def probe(layer: int) -> Callable[[], dict[str, Tensor]]:
-        def run() -> dict[str, Tensor]:
-            costs = torch.zeros(2, len(ScaleMode))
-            for side in (0, 1):
-                for mode in ScaleMode:
-                    costs[side, mode] = divergence(layer, side, mode)
-            return {"costs": costs}
+    checkpoint: Checkpoint
+    tables: CalibrationTables
+    window: Tensor
+    recent: int
+    work: Path
 
-        return run
+    @cached_property
+    def options(self) -> CacheOptions:
+        tokens = min(PROBE_TOKENS, len(self.window))
+        return CacheOptions(context=tokens, window=self.recent, policy="tables", kv_bits=PROBE_BITS)
 
-    def divergence(layer: int, side: int, mode: ScaleMode) -> float:
-        rows = OneSide(replace(plan, scale_modes=np.full_like(plan.scale_modes, int(mode))), tables)
-        rows.layer, rows.side = layer, side
-        policy = replace(make_policy(f"static-{PROBE_BITS}", checkpoint, tables, options), rows=rows)
-        total = 0.0
+    @cached_property
+    def expected(self) -> Tensor:
+        """Log probabilities under the exact cache: float32 [T, V]."""
+        logits: list[Tensor] = []
+        self._run("fp16", None, logits.append)
+        return torch.cat(logits, dim=1)[0].log_softmax(-1)
 
-        def add(position: int, logits: Tensor) -> None:
-            nonlocal total
-            p = expected[position : position + logits.shape[1]]
+    def plan(self) -> CachePlan:
+        """What the tables, as they are now, give at PROBE_BITS."""
+        return plan_cache(self.checkpoint.config, self.tables, self.options).plan
+
+    def cost(self, plan: CachePlan, parts: Iterable[Part], mode: int | None = None) -> float:
+        """KL divergence to the exact cache in nats a token. mode: replaces the plan's scale modes."""
+        parts = sorted(parts)
+        if mode is not None:
+            plan = replace(plan, scale_modes=np.full_like(plan.scale_modes, mode))
+        identity = digest_of(
+            self.window[:PROBE_TOKENS],
+            *(getattr(self.tables, name) for name in ("k_mean", "v_mean", "k_transform")),
+            *(torch.from_numpy(np.stack([x[i, :, j] for i, j in parts])) for x in (plan.unit_bits, plan.scale_modes)),
+        )
+        folder = work_folder(self.work, stage="measured", source=self.checkpoint.source, recent=self.recent)
+        name = f"{hash_of(parts)}-{identity[:24]}.safetensors"
+        return float(resumable(folder / name, lambda: {"cost": self._divergence(plan, parts)})["cost"])
+
+    def _divergence(self, plan: CachePlan, parts: list[Part]) -> Tensor:
+        position, total = 0, 0.0
+
+        def add(logits: Tensor) -> None:
+            nonlocal position, total
+            p = self.expected[position : position + logits.shape[1]]
             total += float((p.exp() * (p - logits[0].log_softmax(-1))).sum())
+            position += logits.shape[1]
 
-        Simulator(checkpoint, policy, tables).score(tokens, on_logits=add)
-        return total / tokens.shape[1]
+        self._run("tables", SomeRows(plan, self.tables, parts), add)
+        return torch.tensor(total / position)
 
-    layers = range(checkpoint.config.n_layers)
-    return torch.stack(
-        [resumable(folder / f"{n:03d}.safetensors", probe(n))["costs"] for n in track("measure", layers)]
-    )
+    def _run(self, name: str, rows: PlanRows | None, on_logits: Callable[[Tensor], None]) -> None:
+        policy = make_policy(name, self.checkpoint, self.tables, self.options)
+        simulator = Simulator(self.checkpoint, policy if rows is None else replace(policy, rows=rows), self.tables)
+        tokens = self.window[: self.options.context].unsqueeze(0)
+        simulator.score(tokens, on_logits=lambda _, logits: on_logits(logits))
 
 
-def scaled_to_measurement(cost: Tensor, measured: Tensor, error: float) -> Tensor:
-    """Fisher costs [L, KV, 2, bands], divided as they are, with each layer's side adding up to what was measured.
+def hash_of(parts: list[Part]) -> str:
+    return digest_of(torch.tensor(parts))[:12]
 
-    measured: [L, 2], at the relative error `error`.
-    """
-    share = cost / cost.sum((1, 3), keepdim=True).clamp(min=1e-30)
-    return share * (measured / error)[:, None, :, None]
+
+def measure(probe: Probe) -> dict:
+    """Put measured sensitivities and scale modes into the probe's tables; returns what to report about them."""
+    tables, layers = probe.tables, probe.checkpoint.config.n_layers
+    sides = [[(layer, side) for layer in range(layers)] for side in (0, 1)]
+    estimate = _by_part(tables)
+    _rescale(tables, probe.plan(), [(parts, _best(probe, probe.plan(), parts)) for parts in sides])
+    plan = probe.plan()
+    measured = [([part], _best(probe, plan, [part])) for part in track("measure", [*sides[0], *sides[1]])]
+    _rescale(tables, plan, measured)
+    plan = probe.plan()
+    whole = [probe.cost(plan, parts) for parts in sides]
+    _rescale(tables, plan, [(parts, (cost, None)) for parts, cost in zip(sides, whole, strict=True)])
+    both = probe.cost(probe.plan(), [*sides[0], *sides[1]])
+    unbiased = (tables.scale_modes == int(ScaleMode.UNBIASED)).float().mean((0, 1))
+    return {
+        "measured": {"k": round(whole[0], 5), "v": round(whole[1], 5), "both": round(both, 5)},
+        "measured_over_estimate": (_by_part(tables) / estimate).T.tolist(),
+        "scale_modes": {f"unbiased_{side}": round(float(unbiased[i]), 4) for i, side in enumerate("kv")},
+    }
+
+
+def _best(probe: Probe, plan: CachePlan, parts: list[Part]) -> tuple[float, int]:
+    """Cost under the better scale mode, and that mode."""
+    return min((probe.cost(plan, parts, mode), int(mode)) for mode in ScaleMode)
+
+
+def _rescale(
+    tables: CalibrationTables, plan: CachePlan, measured: list[tuple[list[Part], tuple[float, int | None]]]
+) -> None:
+    """Give every group of parts the sensitivity under which the plan's predicted damage is what was measured."""
+    sensitivity = tables.sensitivity.double()
+    predicted = torch.from_numpy(unit_damages(plan.unit_bits, sensitivity.numpy())[..., 0]).sum(1)  # [L, 2]
+    scaled, modes = torch.zeros_like(sensitivity), tables.scale_modes.clone()
+    for parts, (cost, mode) in measured:
+        ratio = cost / max(sum(float(predicted[part]) for part in parts), 1e-30)
+        for layer, side in parts:
+            scaled[layer, :, side] = sensitivity[layer, :, side] * ratio
+            if mode is not None:
+                modes[layer, :, side] = mode
+    tables.sensitivity, tables.scale_modes = (scaled / scaled.mean()).float(), modes
+
+
+def _by_part(tables: CalibrationTables) -> Tensor:
+    """Sensitivities [L, 2]."""
+    return tables.sensitivity.double().sum((1, 3))
