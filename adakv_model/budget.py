@@ -118,7 +118,16 @@ def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
     n = sensitivity.shape[-1]
     keys = sensitivity[:, :, 0].reshape(-1)  # one item a band
     values = sensitivity[:, :, 1].sum(-1).reshape(-1)  # one item a row of n bands
-    weights, sizes = np.concatenate((keys, values)), np.repeat([1, n], [keys.size, values.size])
+    bits = allocate(np.concatenate((keys, values)), np.repeat([1, n], [keys.size, values.size]), mean_bits)
+    rows = np.stack([bits[: keys.size].reshape(-1, n), np.repeat(bits[keys.size :, None], n, axis=1)], axis=1)
+    return np.array([[join_bands(side) for side in unit] for unit in rows.tolist()]).reshape(units)
+
+
+def allocate(weights: np.ndarray, sizes: np.ndarray, mean_bits: float) -> np.ndarray:
+    """Widths of items with at most `mean_bits` bits on average and a small sum of weight * MSE(bits): int [n].
+
+    sizes: int [n], what a bit of an item costs.
+    """
     steps = []
     for narrow, wide in pairwise(BAND_BITS):
         gain = (GAUSSIAN_MSE[narrow] - GAUSSIAN_MSE[wide]) / (wide - narrow)
@@ -132,8 +141,7 @@ def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
             continue
         bits[item] = width
         room -= cost
-    rows = np.stack([bits[: keys.size].reshape(-1, n), np.repeat(bits[keys.size :, None], n, axis=1)], axis=1)
-    return np.array([[join_bands(side) for side in unit] for unit in rows.tolist()]).reshape(units)
+    return bits
 
 
 def tier_damages(unit_bits: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:

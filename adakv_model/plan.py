@@ -61,7 +61,7 @@ class CachePlan:
     """Capacities and widths of a mixed-precision KV cache.
 
     unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
-    scale_modes: [n_layers][n_kv_heads][2].
+    scale_modes: [n_layers][n_kv_heads][2], ``ScaleMode.HALF`` in all of them or in none.
     """
 
     context: int
@@ -87,6 +87,8 @@ class CachePlan:
         expected = (self.n_layers, self.n_kv_heads, 2, self.n_tiers)
         if self.unit_bits.shape != expected or self.scale_modes.shape != expected[:3]:
             raise ValueError(f"unit tables must have shape {expected}, not {self.unit_bits.shape}")
+        if len(np.unique(self.scale_modes & int(ScaleMode.HALF))) > 1:
+            raise ValueError("scales are stored in one form throughout")
 
     @property
     def n_tiers(self) -> int:
@@ -139,7 +141,7 @@ class CachePlan:
                 for bits, rows, mode in self._specs(layer, unit):
                     codes = end
                     scales = _align(codes + rows * row_bytes(bits, self.head_dim))
-                    end = _align(scales + rows * scale_bytes(bits))
+                    end = _align(scales + rows * scale_bytes(bits, mode))
                     segments.append(Segment(bits, rows, codes, scales, mode))
                 units.append(segments)
             layers.append((units, end))
@@ -176,7 +178,7 @@ class CachePlan:
         for layer in range(self.n_layers):
             for unit in self.segments(layer):
                 for name, s in zip(names, unit, strict=True):
-                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + scale_bytes(s.bits))
+                    totals[name] += s.rows * (row_bytes(s.bits, self.head_dim) + scale_bytes(s.bits, s.scale_mode))
         return totals
 
     @property
@@ -206,8 +208,12 @@ class CachePlan:
     @cached_property
     def tier_costs(self) -> np.ndarray:
         """Mean bits per value of a token's rows in each tier, scales included: [K]."""
-        costs = np.vectorize(lambda bits: stored_row_bits(int(bits), self.head_dim), otypes=[float])
-        return costs(self.unit_bits).reshape(-1, self.n_tiers).mean(0)
+
+        def cost(bits: int, mode: int) -> float:
+            return stored_row_bits(int(bits), self.head_dim, ScaleMode(int(mode)))
+
+        costs = np.vectorize(cost, otypes=[float])(self.unit_bits, self.scale_modes[..., None])
+        return costs.reshape(-1, self.n_tiers).mean(0)
 
     def to_manifest(self) -> dict:
         """The `kv_cache` section of an artifact's manifest."""
@@ -250,9 +256,9 @@ class CachePlan:
         )
 
 
-def stored_row_bits(bits: int, head_dim: int) -> float:
+def stored_row_bits(bits: int, head_dim: int, mode: ScaleMode = ScaleMode.RMS) -> float:
     """Bits per value of one row, its scale included."""
-    return 8 * (row_bytes(bits, head_dim) + scale_bytes(bits)) / head_dim
+    return 8 * (row_bytes(bits, head_dim) + scale_bytes(bits, mode)) / head_dim
 
 
 def _align(offset: int) -> int:

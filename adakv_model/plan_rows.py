@@ -7,7 +7,6 @@ from torch import Tensor
 
 from adakv_model.plan import SINK_BITS, CachePlan
 from adakv_model.quantizer import (
-    SCALES,
     STEP,
     ScaleMode,
     fake_quantize,
@@ -15,8 +14,8 @@ from adakv_model.quantizer import (
     half_step,
     is_narrow,
     narrow_codes,
+    narrow_scale,
     narrow_values,
-    scale_code,
     split_bands,
 )
 from adakv_model.tables import CalibrationTables
@@ -27,6 +26,7 @@ class PlanRows:
 
     def __init__(self, plan: CachePlan, tables: CalibrationTables) -> None:
         self.plan = plan
+        self.scale_form = ScaleMode(int(plan.scale_modes.flat[0])) & ScaleMode.HALF  # one for a whole plan
         tables = tables.for_plan(plan)
         self.k_mean, self.v_mean = (m.float().unsqueeze(2) for m in (tables.k_mean, tables.v_mean))  # [L, KV, 1, D]
         self.k_transform = tables.k_transform.float().transpose(-1, -2)
@@ -68,7 +68,7 @@ class PlanRows:
             width, step, half, narrow = (t[0] for t in tables)
         else:  # [B, T, KV, 1, D] -> [B, KV, T, D]
             width, step, half, narrow = (t[tiers].squeeze(3).transpose(1, 2) for t in tables)
-        scale = SCALES[scale_code(x).long()]
+        scale, _ = narrow_scale(x, self.scale_form)
         values = narrow_values(narrow_codes(x, scale, width, step), scale, width, half)
         return torch.where(narrow > 0, values, x)  # a wide row keeps what the window held
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntFlag
 
 import torch
 from torch import Tensor
@@ -43,11 +43,15 @@ OCTAVE = 16  # scale codes of narrow rows per factor of two
 SCALE_ZERO = 128  # the code of scale 1; code 0 is scale 0
 
 
-class ScaleMode(IntEnum):
-    """How a narrow row's levels are read back."""
+class ScaleMode(IntFlag):
+    """How a narrow row's scale is stored, and how its levels are read back."""
 
     RMS = 0  # half the quantizer's step: least squared error
     UNBIASED = 1  # larger by 1 / (1 - MSE): the mean of <x, x_hat> is <x, x>, so sums over many rows do not shrink
+    HALF = 2  # the scale is stored as fp16, not as a logarithm in a byte (Core ML; not in csrc/)
+
+
+GAINS = (ScaleMode.RMS, ScaleMode.UNBIASED)
 
 
 def _scale_tables() -> tuple[Tensor, Tensor]:
@@ -106,15 +110,20 @@ def row_bytes(bits: int, head_dim: int) -> int:
     return sum(channels * width // 8 for width, channels in runs(bits, head_dim))
 
 
-def scale_bytes(bits: int) -> int:
+def has_scale_code(bits: int, mode: ScaleMode) -> bool:
+    """Whether a row's scale is a byte, of the logarithmic grid, rather than fp16."""
+    return is_narrow(bits) and not mode & ScaleMode.HALF
+
+
+def scale_bytes(bits: int, mode: ScaleMode = ScaleMode.RMS) -> int:
     """Bytes of one row's scale."""
-    return 1 if is_narrow(bits) else 2
+    return 1 if has_scale_code(bits, mode) else 2
 
 
 def half_step(width: int, mode: ScaleMode) -> float:
     """What odd levels of a narrow row are multiplied by, besides the row's scale."""
     half = STEP[width] / 2
-    return half / (1 - GAUSSIAN_MSE[width]) if mode == ScaleMode.UNBIASED else half
+    return half / (1 - GAUSSIAN_MSE[width]) if mode & ScaleMode.UNBIASED else half
 
 
 def hadamard(x: Tensor) -> Tensor:
@@ -145,10 +154,27 @@ def fold_sum(x: Tensor) -> Tensor:
     return x[..., 0]
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    return torch.sqrt(fold_sum(x * x) * (1.0 / x.shape[-1]))
+
+
 def scale_code(x: Tensor) -> Tensor:
     """Scale codes uint8 [...] of narrow rows x [..., D]: the rms on a logarithmic grid, saturating."""
-    rms = torch.sqrt(fold_sum(x * x) * (1.0 / x.shape[-1]))
-    return torch.searchsorted(SCALE_BOUNDS, rms.contiguous(), right=True).to(torch.uint8)
+    return torch.searchsorted(SCALE_BOUNDS, root_mean_square(x).contiguous(), right=True).to(torch.uint8)
+
+
+def narrow_scale(x: Tensor, mode: ScaleMode) -> tuple[Tensor, Tensor]:
+    """Scales float32 [...] for the codes of narrow rows x [..., D], and the same as stored: uint8 or float16."""
+    if mode & ScaleMode.HALF:
+        rms = root_mean_square(x)
+        return rms, rms.clamp(max=FP16_MAX).half()
+    code = scale_code(x)
+    return SCALES[code.long()], code
+
+
+def scale_value(stored: Tensor) -> Tensor:
+    """The scale float32 [...] that a stored one stands for."""
+    return SCALES[stored.long()] if stored.dtype == torch.uint8 else stored.float()
 
 
 def narrow_codes(x: Tensor, scale: Tensor, width: int | Tensor, step: float | Tensor) -> Tensor:
@@ -165,19 +191,19 @@ def narrow_values(codes: Tensor, scale: Tensor, width: int | Tensor, half: float
     return (codes * 2 - (levels - 1)) * (scale.unsqueeze(-1) * half)
 
 
-def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Quantize transformed rows.
+def quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> tuple[Tensor, Tensor]:
+    """Quantize transformed rows. mode: of narrow rows; only how it stores the scale matters here.
 
     x: float32 [..., D]. Returns codes [..., D], uint8 (int32 for 16 bits), and the scale as stored [...]: uint8
     (narrow rows) or float16.
     """
     if is_narrow(bits):
-        code = scale_code(x)
-        scale, start, parts = SCALES[code.long()], 0, []
+        start, parts = 0, []
+        scale, stored = narrow_scale(x, mode)
         for width, channels in runs(bits, x.shape[-1]):
             parts.append(narrow_codes(x[..., start : start + channels], scale, width, STEP[width]))
             start += channels
-        return torch.cat(parts, dim=-1).to(torch.uint8), code
+        return torch.cat(parts, dim=-1).to(torch.uint8), stored
     levels, peak = 1 << bits, x.abs().amax(-1)
     if bits == 16:  # codes for the scale as stored: its rounding would otherwise be the largest error
         stored = _half_not_below(peak.clamp(max=FP16_MAX) * (65536.0 / 65535.0))
@@ -193,7 +219,7 @@ def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def dequantize(codes: Tensor, scale: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
     """Inverse of :func:`quantize`: float32 [..., D]. mode concerns narrow rows only."""
     if is_narrow(bits):
-        value, start, parts = SCALES[scale.long()], 0, []
+        value, start, parts = scale_value(scale), 0, []
         for width, channels in runs(bits, codes.shape[-1]):
             part = codes[..., start : start + channels].float()
             parts.append(narrow_values(part, value, width, half_step(width, mode)))
@@ -266,4 +292,4 @@ def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
 
 def fake_quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
     """Transformed rows [..., D] as the cache would read them back."""
-    return dequantize(*quantize(x, bits), bits, mode)
+    return dequantize(*quantize(x, bits, mode), bits, mode)

@@ -33,7 +33,7 @@ from adakv_model.quantizer import (
     ScaleMode,
     dequantize,
     hadamard,
-    is_narrow,
+    has_scale_code,
     pack,
     quantize,
     row_bytes,
@@ -173,11 +173,11 @@ class UnitView:
 
     def _blocks(self, segment: int) -> tuple[Tensor, Tensor]:
         """The segment's packed codes uint8 [rows, bytes] and scales [rows] (uint8 or float16), as views."""
-        bits, rows, codes_at, scales_at, _ = self.table[segment]
+        bits, rows, codes_at, scales_at, mode = self.table[segment]
         width = row_bytes(bits, self.head_dim)
         codes = self.cache[codes_at : codes_at + rows * width].view(rows, width)
-        scales = self.cache[scales_at : scales_at + rows * scale_bytes(bits)]
-        return codes, scales if is_narrow(bits) else scales.view(torch.float16)
+        scales = self.cache[scales_at : scales_at + rows * scale_bytes(bits, ScaleMode(mode))]
+        return codes, scales if has_scale_code(bits, ScaleMode(mode)) else scales.view(torch.float16)
 
     def read(self, segment: int, rows: Tensor) -> Tensor:
         """Dequantized rows float32 [len(rows), D]."""
@@ -187,9 +187,9 @@ class UnitView:
 
     def write(self, segment: int, rows: Tensor, x: Tensor) -> None:
         """Quantize x float32 [len(rows), D] into the given rows."""
-        bits = self.table[segment][0]
+        bits, mode = self.table[segment][0], ScaleMode(self.table[segment][4])
         codes, scales = self._blocks(segment)
-        new_codes, new_scales = quantize(x, bits)
+        new_codes, new_scales = quantize(x, bits, mode)
         codes[rows] = pack(new_codes, bits)
         scales[rows] = new_scales
 

@@ -14,6 +14,7 @@ from adakv_model import native, reference
 from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
 from adakv_model.quantizer import (
     BAND_BITS,
+    GAINS,
     SCALE_BOUNDS,
     SCALES,
     SUPPORTED_BITS,
@@ -50,7 +51,7 @@ def random_bits(random: np.random.Generator, dim: int) -> int:
 @given(
     seed=st.integers(0, 2**31),
     dim=st.sampled_from(DIMS),
-    mode=st.sampled_from(list(ScaleMode)),
+    mode=st.sampled_from(GAINS),
     scale=st.sampled_from([1e-7, 1e-3, 0.1, 1.0, 30.0, 3e4]),
 )
 @settings(max_examples=200, deadline=None)
@@ -74,7 +75,7 @@ def documented_reader() -> Callable[[np.ndarray, list[int], int, int], np.ndarra
     return namespace["read_row"]
 
 
-@pytest.mark.parametrize("mode", ScaleMode)
+@pytest.mark.parametrize("mode", GAINS)
 @pytest.mark.parametrize("dim", DIMS)
 def test_the_documented_reader_reads_every_width(dim: int, mode: ScaleMode) -> None:
     read_row, random = documented_reader(), np.random.default_rng(dim)
@@ -122,7 +123,7 @@ def test_transform_is_identical(dim: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("mode", ScaleMode)
+@pytest.mark.parametrize("mode", GAINS)
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("bits", [*SUPPORTED_BITS, "mixed"])
 @pytest.mark.parametrize("n_rows", [1, 7, 8, 21])

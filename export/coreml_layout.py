@@ -17,8 +17,9 @@ from functools import cached_property
 
 import numpy as np
 
-from adakv_model.budget import UNIT_WIDTHS, PlannedCache, allocate_unit_bits
+from adakv_model.budget import BUDGETED, PlannedCache, allocate
 from adakv_model.plan import CachePlan
+from adakv_model.quantizer import BAND_BITS, ScaleMode, row_bytes
 from adakv_model.tables import CalibrationTables
 from export.coreml_storage import ALIGNMENT, FP16, SCALE_BYTES, Storage
 
@@ -264,17 +265,19 @@ OBSERVED = ("log_frequency", "confidence", "entropy", "surprisal", "repeats", "o
 
 
 def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCache:
-    """The same cache with one K and one V width per (layer, tier), at most as many bits, and padding put to use.
+    """The same cache with one K and one V width per (layer, tier), fp16 scales, and padding put to use.
 
     A row is padded to a multiple of 32 elements; K, then V, takes the next width wherever the row stays as long.
     No tier is wider than the window: a row that passed through 8 bits holds no more, whatever its nominal width.
     The padding is that of fp16 states for every storage, so that both forms of a cache hold the same codes.
     """
-    plan = planned.plan
-    if not plan.adaptive:
-        return planned
-    sensitivity = tables.sensitivity.double().numpy().mean(1)  # [L, 2]
-    widths = np.stack([allocate_unit_bits(sensitivity, float(b)) for b in plan.tier_bits], axis=-1)
+    plan = replace(planned.plan, scale_modes=planned.plan.scale_modes | int(ScaleMode.HALF))
+    if plan.policy not in BUDGETED:
+        return PlannedCache(plan, planned.thresholds)
+    weights = tables.sensitivity.double().numpy().sum((1, 3))  # [L, 2]
+    sizes = np.ones(weights.size, dtype=np.int64)
+    tiers = [allocate(weights.ravel(), sizes, float(b)).reshape(weights.shape) for b in tier_means(plan)]
+    widths = np.stack(tiers, axis=-1)
     widths = np.minimum(widths, plan.window_bits)
     for layer in range(plan.n_layers):
         for tier in range(plan.n_tiers):
@@ -283,13 +286,19 @@ def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCach
     return PlannedCache(replace(plan, unit_bits=unit_bits), planned.thresholds)
 
 
+def tier_means(plan: CachePlan) -> np.ndarray:
+    """Mean bits of a code in each tier: [K]."""
+    bits = np.vectorize(lambda b: 8 * row_bytes(int(b), plan.head_dim) / plan.head_dim, otypes=[float])
+    return bits(plan.unit_bits).reshape(-1, plan.n_tiers).mean(0)
+
+
 def _use_padding(widths: Sequence[int], plan: CachePlan) -> list[int]:
     def row(pair: list[int]) -> int:
         return RowLayout(pair[0], pair[1], plan.n_kv_heads, plan.head_dim).channels
 
     best = [int(b) for b in widths]
     for side in (0, 1):
-        for wider in UNIT_WIDTHS:
+        for wider in BAND_BITS:
             candidate = [*best]
             candidate[side] = wider
             if best[side] < wider <= plan.window_bits and row(candidate) <= row(best):

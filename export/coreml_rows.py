@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.plan import CachePlan
-from adakv_model.quantizer import GAUSSIAN_STEP, ScaleMode, hadamard
+from adakv_model.quantizer import STEP, ScaleMode, hadamard, half_step
 from export.coreml_layout import RowLayout, Section
 from export.coreml_storage import Digits, Storage
 
@@ -76,35 +76,28 @@ class NarrowTiers:
     def __init__(self, plan: CachePlan, tiers: tuple[int, ...], layer: int) -> None:
         widths = torch.tensor(plan.unit_bits[layer][:, :, list(tiers)]).permute(2, 1, 0).flatten(1)  # [tiers, units]
         bits = widths.reshape(len(tiers), 2 * plan.n_kv_heads, 1, 1)
-        unbiased = torch.tensor(plan.scale_modes[layer]).T.reshape(1, -1, 1, 1) == int(ScaleMode.UNBIASED)
+        modes = torch.tensor(plan.scale_modes[layer]).T.reshape(1, -1, 1, 1).expand(bits.shape)
         wide = bits == 8
-        step = torch.ones(bits.shape)
-        for width, value in GAUSSIAN_STEP.items():
-            step = torch.where(bits == width, torch.tensor(value), step)
+        step, half = torch.ones(bits.shape), torch.ones(bits.shape)
+        for width, mode in {(int(b), int(m)) for b, m in zip(bits.flatten(), modes.flatten(), strict=True) if b != 8}:
+            same = (bits == width) & (modes == mode)
+            step[same], half[same] = STEP[width], half_step(width, ScaleMode(mode))
         levels = (2.0**bits).float()
         self.any_wide = bool(wide.any())
         self.of_rms = torch.where(wide, 0.0, 1.0 / step)  # code = level * (of_rms / rms + of_one) + levels / 2
         self.of_one = torch.where(wide, 128.0, 0.0)
         self.middle, self.top = levels / 2, levels - 1
-        self.level_factor, self.level_offset = 2.0 / levels, (levels - 1) / levels
-        self.scale_of_rms = torch.where(wide, 0.0, step / 2 * levels)
+        self.scale_of_rms = torch.where(wide, 0.0, half * levels)
         self.scale_of_one = torch.where(wide, 1.0, 0.0)
-        self.unbiased = unbiased & ~wide
-        self.any_unbiased = bool(self.unbiased.any())
 
     def __call__(self, window: Tensor, scales: Tensor) -> Quantized:
         """window: levels [units, D, T]; scales: [units, 1, T] -> codes [tiers, units, D, T], scales [.., 1, T]."""
-        power = (window * window).mean(1, keepdim=True)
-        rms = torch.sqrt(power)
+        rms = torch.sqrt((window * window).mean(1, keepdim=True))
         factor = self.of_rms / rms
         scale = rms * self.scale_of_rms
         if self.any_wide:
             factor, scale = factor + self.of_one, scale + self.scale_of_one
         codes = torch.minimum(torch.floor(window * factor + self.middle).clamp(min=0.0), self.top)
-        if self.any_unbiased:
-            levels = codes * self.level_factor - self.level_offset
-            projection = (window * levels).mean(2, keepdim=True).clamp(min=SMALLEST)
-            scale = torch.where(self.unbiased, power / projection, scale)
         return Quantized(codes, scale * scales)
 
 

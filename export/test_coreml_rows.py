@@ -11,10 +11,10 @@ import torch
 
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.config import MODELS
-from adakv_model.quantizer import ScaleMode, dequantize, hadamard, quantize
+from adakv_model.quantizer import ScaleMode, dequantize, hadamard, half_step, is_narrow, quantize
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
 from export.coreml_inputs import InputLayout
-from export.coreml_layout import RowLayout, StateLayout, coarse_plan
+from export.coreml_layout import RowLayout, StateLayout, coarse_plan, tier_means
 from export.coreml_rows import NarrowTiers, pack_row, quantize_window, row_transforms, unpack_row, window_levels
 from export.coreml_storage import ALIGNMENT, FP16, INT8, STORAGES, Storage
 from export.coreml_weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
@@ -79,9 +79,11 @@ def test_quantizers_agree_with_the_reference() -> None:
         for unit in range(6):
             side, head = divmod(unit, 3)
             bits = int(plan.unit_bits[0, head, side, tier])
-            expected, step = quantize(window[unit], bits, ScaleMode(int(plan.scale_modes[0, head, side])))
+            mode = ScaleMode(int(plan.scale_modes[0, head, side]))
+            expected, stored = quantize(window[unit], bits, mode)
+            step = stored.float() * (half_step(bits, mode) if is_narrow(bits) else 1.0)
             assert torch.equal(narrow.codes[tier, unit].T, expected.float()), (tier, unit)
-            assert torch.allclose(narrow.scales[tier, unit, 0], step.float() * 2**bits, rtol=2e-3)
+            assert torch.allclose(narrow.scales[tier, unit, 0], step * 2**bits, rtol=2e-3)
 
 
 def planned_of_one_layer():  # type: ignore[no-untyped-def]
@@ -90,7 +92,8 @@ def planned_of_one_layer():  # type: ignore[no-untyped-def]
     plan = plan_cache(config, neutral_tables(config), CacheOptions(kv_bits=10.0)).plan
     bits, modes = np.full((1, 3, 2, 5), 8), np.zeros((1, 3, 2), dtype=np.int64)
     bits[0, :, 0, :3], bits[0, :, 1, :3] = [3, 4, 8], [2, 3, 4]
-    modes[0, 1:, :] = 1
+    modes[0, 1:, :] = ScaleMode.UNBIASED
+    modes |= ScaleMode.HALF
     return replace(plan, unit_bits=bits, scale_modes=modes)
 
 
@@ -134,7 +137,7 @@ def test_one_width_per_layer_side_and_tier(planned: PlannedCache, tables: Calibr
     fine = plan_cache(MODELS[MODEL].config, tables, CacheOptions()).plan
     assert plan.capacities == fine.capacities
     for tier in range(2):
-        assert plan.unit_bits[..., tier].mean() >= fine.unit_bits[..., tier].mean() - 0.02
+        assert tier_means(plan)[tier] >= tier_means(fine)[tier] - 0.02
 
 
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16"])

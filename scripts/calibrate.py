@@ -102,7 +102,7 @@ def summarise(
 ) -> tuple[CalibrationTables, dict]:
     """Tables with the best controller at hand, and what to report about them."""
     damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in records])  # [W, L, KV, 2]
-    moments = torch.stack([r.k_outer for r in records]).sum(0)  # [L, 2, KV, D, D]
+    moments = torch.stack([r.k_outer for r in records]).mean(0) / (settings.context - 1)  # [L, 2, KV, D, D]
     transform, k_cost = band_transforms(moments[:, 0], moments[:, 1])
     k_cost *= (damage.mean(0)[..., 0].sum(1) / k_cost.sum((1, 2)))[:, None, None]  # only its shares matter
     v_cost = damage.mean(0)[..., 1:2].double().expand(-1, -1, k_cost.shape[-1]) / k_cost.shape[-1]

@@ -22,7 +22,7 @@ from adakv_model.checkpoints import Checkpoint
 from adakv_model.plan import CachePlan
 from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import make_policy
-from adakv_model.quantizer import ScaleMode
+from adakv_model.quantizer import GAINS, ScaleMode
 from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 from training.cli import digest_of, resumable, track, work_folder
@@ -137,7 +137,7 @@ def measure(probe: Probe) -> dict:
 
 def _best(probe: Probe, plan: CachePlan, parts: list[Part]) -> tuple[float, int]:
     """Cost under the better scale mode, and that mode."""
-    return min((probe.cost(plan, parts, mode), int(mode)) for mode in ScaleMode)
+    return min((probe.cost(plan, parts, mode), int(mode)) for mode in GAINS)
 
 
 def _rescale(
