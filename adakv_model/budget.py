@@ -25,7 +25,7 @@ POLICIES = ("adaptive", "tables", "static-2", "static-3", "static-4", "static-8"
 BUDGETED = ("adaptive", "tables")  # policies that take a bit budget
 ADAPTIVE_TIERS = (2, 3, 4, 8, 16)
 
-DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 32, 3.5
+DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 16, 3.5
 DEFAULT_WINDOW_BITS = 8
 
 

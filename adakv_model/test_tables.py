@@ -12,6 +12,8 @@ from adakv_model.budget import CacheOptions, plan_cache
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.quantizer import n_bands
+from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
 from adakv_model.testing_checkpoints import SMALL
 
@@ -25,19 +27,25 @@ def random_tables(seed: int = 0, hidden: int = 16) -> CalibrationTables:
     return CalibrationTables(
         k_mean=torch.randn(*units, SMALL.head_dim, generator=g),
         v_mean=torch.randn(*units, SMALL.head_dim, generator=g),
-        sensitivity=torch.rand(*units, 2, generator=g) + 0.1,
+        k_transform=torch.randn(*units, SMALL.head_dim, SMALL.head_dim, generator=g).half(),
+        sensitivity=torch.rand(*units, 2, n_bands(SMALL.head_dim), generator=g) + 0.1,
         scale_modes=torch.randint(0, 2, (*units, 2), generator=g).to(torch.uint8),
         token_log_frequency=-10 * torch.rand(SMALL.vocab_size, generator=g),
         scorer=ImportanceScorer(hidden),
         score_quantiles=torch.linspace(-2, 3, 9),
+        feature_quantiles=torch.randn(len(FEATURES), 9, generator=g).sort(dim=1).values,
+        paper_scorer=ImportanceScorer(hidden),
+        paper_quantiles=torch.linspace(-1, 1, 9),
         info={"calibrated": True, "text": {"name": "été.txt", "tokens": 7}},
     )
 
 
 def same_tables(a: CalibrationTables, b: CalibrationTables) -> bool:
-    plain = [f.name for f in fields(CalibrationTables) if f.name not in ("scorer", "info")]
-    same_scorer = all(map(torch.equal, a.scorer.state_dict().values(), b.scorer.state_dict().values()))
-    return same_scorer and a.info == b.info and all(torch.equal(getattr(a, n), getattr(b, n)) for n in plain)
+    scorers = ("scorer", "paper_scorer")
+    plain = [f.name for f in fields(CalibrationTables) if f.name not in (*scorers, "info")]
+    states = [[getattr(t, name).state_dict() for name in scorers] for t in (a, b)]
+    same_scorers = all(all(map(torch.equal, x.values(), y.values())) for x, y in zip(*states, strict=True))
+    return same_scorers and a.info == b.info and all(torch.equal(getattr(a, n), getattr(b, n)) for n in plain)
 
 
 @pytest.mark.parametrize("hidden", [1, 16, 24])
@@ -63,7 +71,9 @@ def test_shipped_tables_fit_the_default_model() -> None:
     assert tables.info["calibrated"] is True
     assert tables.sensitivity.mean().item() == pytest.approx(1.0, abs=1e-3)
     assert set(tables.scale_modes.unique().tolist()) <= {0, 1}
-    assert (tables.score_quantiles.diff() >= 0).all()
+    assert all(
+        (q.diff() >= 0).all() for q in (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
+    )
     assert tables.token_log_frequency.exp().sum().item() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -140,7 +150,8 @@ def test_tables_of_another_model_are_refused() -> None:
 
 WRONG: dict[str, Any] = {
     "v_mean": torch.zeros(2, 2, 8),
-    "sensitivity": torch.ones(2, 2),
+    "k_transform": torch.eye(16),
+    "sensitivity": torch.ones(2, 2, 2),
     "scale_modes": torch.zeros(2, 1, 2, dtype=torch.uint8),
 }
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
@@ -33,8 +34,8 @@ class Settings:
     """How windows are traced: positions >= 1 leave after `window` queries; features are known after `lag`."""
 
     context: int = 2048
-    window: int = 32
-    chunk: int = 16
+    window: int = DEFAULT_WINDOW
+    chunk: int = DEFAULT_WINDOW // 2
     seed: int = 0
 
     @property
