@@ -220,8 +220,7 @@ def _tables_plan(
     """One tier for every token, of the widest unit table within the target."""
 
     def plan(mean_bits: float) -> CachePlan:
-        widths = allocate_unit_bits(sensitivity, mean_bits)[..., None]
-        return _base_plan(config, tables, options, (round(mean_bits),), widths, chunk=options.window)
+        return one_tier_plan(config, tables, options, sensitivity, mean_bits)
 
     low, high = float(BAND_BITS[0]), float(BAND_BITS[-1])
     _check_budget(target, plan(low).bits_per_value, plan(high).bits_per_value, options)
@@ -232,6 +231,14 @@ def _tables_plan(
         else:
             low = middle
     return plan(low)
+
+
+def one_tier_plan(
+    config: LlamaConfig, tables: CalibrationTables, options: CacheOptions, sensitivity: np.ndarray, mean_bits: float
+) -> CachePlan:
+    """A plan whose rows have `mean_bits` bits a code on average, every older token alike."""
+    widths = allocate_unit_bits(sensitivity, mean_bits)[..., None]
+    return _base_plan(config, tables, options, (round(mean_bits),), widths, chunk=options.window)
 
 
 def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> CachePlan:

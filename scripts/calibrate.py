@@ -78,7 +78,9 @@ def main(
     tables.save(out)
     cli.write_json(out.with_suffix(".calibrate.json"), calibration)
     typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
-    typer.echo(f"KL at {PROBE_BITS} bits, nats a token: {report['measured']}; unbiased: {report['scale_modes']}")
+    typer.echo(
+        f"KL with codes of {PROBE_BITS} bits, nats a token: {report['measured']}; unbiased: {report['scale_modes']}"
+    )
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 
 

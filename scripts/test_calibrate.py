@@ -33,7 +33,7 @@ def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors() -> Non
     q, k, v = torch.randn(2, 3, count, 16), torch.randn(2, count, 16), torch.randn(2, count, 16)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     trace = LayerTrace.zeros(count, torch.zeros(2, 2, count))
-    out = _Attention.apply(*leaves, trace, _Geometry(torch.zeros(2, 16), window, 5, False))
+    out = _Attention.apply(*leaves, trace, _Geometry(torch.zeros(2, 16), window, 5))
     direction = torch.randn_like(out)
     dq, dk, dv = torch.autograd.grad(out, leaves, direction)
 
@@ -75,7 +75,7 @@ def test_damage_predicts_the_loss_that_noise_adds() -> None:
     model = build_model(CONFIG, tiny_weights(), tracing)
     predicted = 0.0
     for seed in range(draws):
-        record = collect.trace_window(model, tracing, tokens[0], torch.zeros(WORDS + 1), [seed], False)
+        record = collect.trace_window(model, tracing, tokens[0], torch.zeros(WORDS + 1), [seed])
         predicted += float(record.damage[0].sum()) * noise**2 / draws
     assert not record.damage[..., 0].any()
     assert not record.damage[..., count - window :].any()
@@ -134,7 +134,7 @@ def test_two_runs_give_equal_files_and_the_second_resumes(
     fresh = run(tiny_folder, tmp_path / "d.safetensors", **{"work-dir": tmp_path / "other"})
     assert len(traced) == 6
     for other in (second, third, fresh):
-        for name in ("k_mean", "v_mean", "sensitivity", "scale_modes", "token_log_frequency"):
+        for name in ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency"):
             torch.testing.assert_close(getattr(other, name), getattr(first, name), rtol=1e-5, atol=1e-7)
 
 
@@ -142,10 +142,13 @@ def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, t
     tables = run(tiny_folder, tmp_path / "t.safetensors")
     assert float(tables.sensitivity.mean()) == pytest.approx(1.0, abs=1e-5)
     assert float(tables.token_log_frequency.exp().sum()) == pytest.approx(1.0, abs=1e-4)
-    assert not tables.scale_modes[..., 1].any()  # V keeps RMS scales
+    assert (tables.sensitivity > 0).all()
+    identity = tables.q_transform.transpose(-1, -2) @ tables.k_transform.float()
+    torch.testing.assert_close(identity, torch.eye(CONFIG.head_dim).expand_as(identity), rtol=0, atol=1e-3)
     log = json.loads((tmp_path / "t.calibrate.json").read_text())
     assert log == tables.info["calibration"]
     assert log["tokens"] == 256
+    assert log["measured"]["both"] > 0
     assert len(log["text"]["sha256"]) == 64
 
 

@@ -21,7 +21,7 @@ from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import GAUSSIAN_MSE
 from adakv_model.reference import FEATURES
-from adakv_model.tables import CalibrationTables
+from adakv_model.tables import CalibrationTables, neutral_tables
 from test_calibrate import run
 from training import collect, fit
 from training.attention import TracingCache
@@ -37,15 +37,7 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     mean = torch.zeros(CONFIG.n_layers, CONFIG.n_kv_heads, CONFIG.head_dim)
     units = (CONFIG.n_layers, CONFIG.n_kv_heads, 2)
     scorer = ImportanceScorer()
-    tables = CalibrationTables(
-        mean,
-        mean,
-        torch.ones(units),
-        torch.zeros(units, dtype=torch.uint8),
-        frequency,
-        scorer,
-        torch.zeros(3),
-    )
+    tables = dataclasses.replace(neutral_tables(CONFIG), scorer=scorer, token_log_frequency=frequency)
     tiers = (count - 1 - window, 0)
     shape = {name: getattr(CONFIG, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     plan = CachePlan(
@@ -71,7 +63,7 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
 
     tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag)
     traced = build_model(CONFIG, tiny_weights(), tracing)
-    features = collect.trace_window(traced, tracing, tokens[0], frequency, [], False).features
+    features = collect.trace_window(traced, tracing, tokens[0], frequency, []).features
     expected = features[collect.Settings(count, window, chunk).departing]
     torch.testing.assert_close(at_departure, expected, rtol=5e-3, atol=5e-3)
     assert (expected.std(0) > 0.05).all()  # no column is trivially equal
@@ -139,7 +131,7 @@ def test_spearman_averages_ties() -> None:
 
 
 def train_arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
-    options = arguments(folder, tables, **{"steps": 20, **changes})
+    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "6,9", **changes})
     options[options.index("--out")] = "--tables"
     return options
 
@@ -164,6 +156,9 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
     assert log["controller"] == "trained"
     assert "calibration" in log
     assert set(log["training"]["held_out"]) == set(train_controller._ablations())
+    tuned = log["training"]["on_policy"]
+    assert [entry["step"] for entry in tuned["log"]] == [0, 1, 2]
+    assert set(tuned["divergence"]["held_out"]) == {"fitted", "paper's four", "tuned"}
     assert "captured" in result.output
     assert "paper's four" in result.output
 

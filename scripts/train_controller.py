@@ -32,13 +32,15 @@ from adakv_model.policies import PAPER_FEATURES
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
+from evaluation.results import numbers
 from training import cli, fit, text
 from training.collect import Settings, WindowRecord, collect
 from training.on_policy import OnPolicy, Trainer, divergence
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
+BUDGETS = "2.5,2.75,3.25,4"
 STEP_TOKENS = 1024  # of an on-policy step, and of the windows that judge it
-JUDGED, JUDGED_AT = 4, (2.75, 3.25)  # windows and budgets on which the tuned score is compared
+JUDGED = 4  # windows on which the tuned score is compared with the fitted one
 PREDICTIONS = ("confidence", "entropy", "surprisal")  # what needs the logits of every token, in prefill too
 
 #: What a token's score stands for: its share of every unit's damage, summed over units. "damage" weighs units by
@@ -81,6 +83,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
     on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit; 0: none.", min=0)] = 64,
+    budgets: Annotated[str, typer.Option(help="Total bits per value of the on-policy steps, taken in turn.")] = BUDGETS,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
 ) -> None:
@@ -89,6 +92,7 @@ def main(
     cli.check_output(out)
     cli.set_threads(threads)
     settings = checked_settings(context, window, chunk, seed)
+    bits = tuple(numbers("--budgets", budgets))
     calibrated = CalibrationTables.load(tables)
     loaded = load_checkpoint(model, path=checkpoint)
     calibrated.check(loaded.config)
@@ -110,7 +114,7 @@ def main(
     with one_thread():  # a fit is many tiny steps
         results = train(records, settings, calibrated, steps)
     if on_policy:
-        policy = OnPolicy(on_policy, min(STEP_TOKENS, context), window, seed=seed)
+        policy = OnPolicy(on_policy, bits, min(STEP_TOKENS, context), window, seed=seed)
         results["on_policy"] = tune(loaded, calibrated, windows, records, settings, policy, work)
     training = {
         "command": cli.command_line("train_controller.py"),
@@ -204,7 +208,7 @@ def tune(
     candidates["tuned"] = tuned
     kl = {
         part: {
-            name: {str(b): divergence(checkpoint, one, policy.options(b), chosen).tolist() for b in JUDGED_AT}
+            name: {str(b): divergence(checkpoint, one, policy.options(b), chosen).tolist() for b in policy.budgets}
             for name, one in cli.track(part, list(candidates.items()))
         }
         for part, chosen in parts.items()

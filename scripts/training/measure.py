@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, plan_cache, unit_damages
+from adakv_model.budget import CacheOptions, one_tier_plan, unit_damages
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.plan import CachePlan
 from adakv_model.plan_rows import PlanRows
@@ -27,7 +27,7 @@ from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 from training.cli import digest_of, resumable, track, work_folder
 
-PROBE_BITS = 2.75  # allocated bits per value of the plan whose rows are measured
+PROBE_BITS = 2.5  # of a code, on average, in the rows that are measured
 PROBE_TOKENS = 1024
 
 Part = tuple[int, int]  # layer, side
@@ -64,7 +64,7 @@ class Probe:
     @cached_property
     def options(self) -> CacheOptions:
         tokens = min(PROBE_TOKENS, len(self.window))
-        return CacheOptions(context=tokens, window=self.recent, policy="tables", kv_bits=PROBE_BITS)
+        return CacheOptions(context=tokens, window=self.recent, policy="static-2")
 
     @cached_property
     def expected(self) -> Tensor:
@@ -75,7 +75,8 @@ class Probe:
 
     def plan(self) -> CachePlan:
         """What the tables, as they are now, give at PROBE_BITS."""
-        return plan_cache(self.checkpoint.config, self.tables, self.options).plan
+        sensitivity = self.tables.sensitivity.double().numpy()
+        return one_tier_plan(self.checkpoint.config, self.tables, self.options, sensitivity, PROBE_BITS)
 
     def cost(self, plan: CachePlan, parts: Iterable[Part], mode: int | None = None) -> float:
         """KL divergence to the exact cache in nats a token. mode: replaces the plan's scale modes."""
@@ -100,7 +101,7 @@ class Probe:
             total += float((p.exp() * (p - logits[0].log_softmax(-1))).sum())
             position += logits.shape[1]
 
-        self._run("tables", SomeRows(plan, self.tables, parts), add)
+        self._run(self.options.policy, SomeRows(plan, self.tables, parts), add)
         return torch.tensor(total / position)
 
     def _run(self, name: str, rows: PlanRows | None, on_logits: Callable[[Tensor], None]) -> None:

@@ -32,15 +32,16 @@ from training.cli import digest_of, track, work_folder
 from training.fit import quantiles
 from training.soft_cache import SoftTierCache
 
-BUDGETS = (2.5, 2.75, 3.25, 4.0)
 SMOOTH = 0.9  # of the running mean of the divergence at a budget
 
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """tokens: of one step's window. temperature: of the controller's logits under Gumbel noise."""
+    """budgets: total bits, taken in turn. tokens: of one step's window. temperature: of the controller's logits under
+    Gumbel noise."""
 
-    steps: int = 96
+    steps: int = 64
+    budgets: tuple[float, ...] = (2.5, 2.75, 3.25, 4.0)
     tokens: int = 1024
     window: int = 16
     rate: float = 2e-3
@@ -111,7 +112,7 @@ class Trainer:
     def _step(self, step: int) -> None:
         s = self.settings
         torch.manual_seed(s.seed * 1_000_003 + step)
-        budget, window = BUDGETS[step % len(BUDGETS)], self.windows[(step * 7) % len(self.windows)]
+        budget, window = s.budgets[step % len(s.budgets)], self.windows[(step * 7) % len(self.windows)]
         self._publish()
         planned = plan_cache(self.checkpoint.config, self.tables, s.options(budget))
         features = self._features(window, budget)
@@ -159,7 +160,7 @@ class Trainer:
         return F.pad(left, (0, 0, 1, len(window) - 1 - len(left)))  # the sink and the last window are never read
 
     def _expected(self, window: Tensor) -> Tensor:
-        policy = make_policy("fp16", self.checkpoint, self.tables, self.settings.options(BUDGETS[0]))
+        policy = make_policy("fp16", self.checkpoint, self.tables, self.settings.options(self.settings.budgets[0]))
         return _logits(Simulator(self.checkpoint, policy, self.tables), window).log_softmax(-1)
 
     def _publish(self) -> None:
