@@ -16,6 +16,7 @@ from adakv_model.quantizer import (
     narrow_codes,
     narrow_scale,
     narrow_values,
+    scale_value,
     split_bands,
 )
 from adakv_model.tables import CalibrationTables
@@ -68,8 +69,8 @@ class PlanRows:
             width, step, half, narrow = (t[0] for t in tables)
         else:  # [B, T, KV, 1, D] -> [B, KV, T, D]
             width, step, half, narrow = (t[tiers].squeeze(3).transpose(1, 2) for t in tables)
-        scale, _ = narrow_scale(x, self.scale_form)
-        values = narrow_values(narrow_codes(x, scale, width, step), scale, width, half)
+        scale, stored = narrow_scale(x, self.scale_form)
+        values = narrow_values(narrow_codes(x, scale, width, step), scale_value(stored), width, half)
         return torch.where(narrow > 0, values, x)  # a wide row keeps what the window held
 
     def output(self, layer: int, x: Tensor) -> Tensor:

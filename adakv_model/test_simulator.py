@@ -1,0 +1,201 @@
+"""The simulated cache against the packed one, and what scoring and the policies promise, on a small random model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adakv_model.baselines import AsymmetricRows, SymmetricRows
+from adakv_model.budget import CacheOptions
+from adakv_model.checkpoint_weights import Checkpoint, draw_weights
+from adakv_model.controller import Controller
+from adakv_model.errors import UserError
+from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
+from adakv_model.model import build_model
+from adakv_model.plan import CachePlan
+from adakv_model.plan_rows import PlanRows
+from adakv_model.policies import NAMES, Policy, make_policy, paper_thresholds
+from adakv_model.quantizer import ScaleMode, join_bands
+from adakv_model.scoring import Simulator
+from adakv_model.tables import CalibrationTables, neutral_tables
+from adakv_model.testing_checkpoints import SMALL
+
+CONTEXT, WINDOW, CHUNK, COUNT = 96, 12, 6, 90
+THRESHOLDS = (-1.0, 0.0, 1.0)
+
+
+def checkpoint() -> Checkpoint:
+    """Weights large enough that attention is far from uniform."""
+    weights = {name: w * (1 if w.dim() == 1 else 6) for name, w in draw_weights(SMALL, 0).items()}
+    return Checkpoint(SMALL, weights, None, None, "small", {"seed": 0}, random=True)
+
+
+def tables(seed: int = 0) -> CalibrationTables:
+    """Neutral tables with a K transform that is not orthogonal, and scores that cross the thresholds."""
+    generator = torch.Generator().manual_seed(seed)
+    base = neutral_tables(SMALL)
+    noise = torch.randn(base.k_transform.shape, generator=generator) * 0.1
+    mean = torch.randn(base.k_mean.shape, generator=generator) * 0.1
+    scorer = base.scorer
+    torch.nn.init.normal_(scorer.hidden.weight, std=0.3, generator=generator)
+    torch.nn.init.normal_(scorer.score.weight, std=1.0, generator=generator)
+    return replace(base, k_transform=(base.k_transform.float() + noise).half(), k_mean=mean, v_mean=mean.flip(0))
+
+
+def plan_of(capacities: tuple[int, ...], half: bool = False) -> CachePlan:
+    """Banded and plain rows side by side."""
+    random = np.random.default_rng(1)
+    bands = [join_bands(b) for b in ((3, 2), (4, 3), (8, 4), (2, 2))]
+    tiers = len(capacities)
+    modes = random.integers(0, 2, size=(2, 2, 2)) | (int(ScaleMode.HALF) if half else 0)
+    shape = {name: getattr(SMALL, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
+    return CachePlan(
+        context=1 + WINDOW + sum(capacities),
+        window=WINDOW,
+        window_bits=8,
+        chunk=CHUNK,
+        tier_bits=(2, 3, 4, 8)[:tiers],
+        capacities=capacities,
+        unit_bits=random.choice([*bands, 2, 3, 4, 8], size=(2, 2, 2, tiers)),
+        scale_modes=modes,
+        policy="adaptive",
+        **shape,
+    )
+
+
+def simulate(plan: CachePlan, controller: Controller | None) -> Policy:
+    return Policy(
+        name="test",
+        rows=PlanRows(plan, tables()),
+        window=plan.window,
+        lag=plan.lag if controller else 0,
+        capacities=plan.capacities,
+        keeps_sink=True,
+        decide=(lambda features, positions: controller(features).argmax(-1)) if controller else None,
+        chunk=plan.chunk,
+        bits_per_value=plan.bits_per_value,
+        stored_bits=plan.stored_bits,
+        plan=plan,
+    )
+
+
+def tokens(batch: int = 1, count: int = COUNT) -> Tensor:
+    return torch.randint(SMALL.vocab_size, (batch, count), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["coded scales", "fp16 scales"])
+@pytest.mark.parametrize("capacities", [(30, 25, 20, 8), (10, 10, 30, 33), (83,)])
+def test_tiers_and_logits_are_those_of_the_packed_cache(capacities: tuple[int, ...], half: bool) -> None:
+    """Prefill in full chunks, then ragged chunks and single tokens; tight capacities make tokens spill."""
+    plan = plan_of(capacities, half)
+    controller = Controller(tables().scorer, THRESHOLDS).eval() if plan.adaptive else None
+    packed = MixedPrecisionCache(SMALL, plan, tables(), controller)
+    model = build_model(SMALL, checkpoint().weights, packed, prescale_norm=False)
+    simulator = Simulator(checkpoint(), simulate(plan, controller), tables())
+    ids, position = tokens(), 0
+    with torch.no_grad():
+        for count in [CHUNK] * 10 + [1, 5, 2, 6, 3, 1, 1] + [1] * 11:
+            part, logits = ids[:, position : position + count], []
+            simulator.feed(part, lambda _, x, logits=logits: logits.append(x))
+            expected = model(part, torch.tensor([position]))
+            torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-3, atol=1e-3)
+            position += count
+    left = slice(1, COUNT - WINDOW)
+    assert torch.equal(simulator.cache.tiers[0, left], packed.tiers[left].long())
+    assert simulator.cache.fill[0].tolist() == packed.progress[1:].tolist()
+    if plan.adaptive:
+        assert len(simulator.cache.tiers[0, left].unique()) == plan.n_tiers
+
+
+def test_a_batch_and_its_copies_are_scored_as_each_alone() -> None:
+    plan = plan_of((30, 25, 20, 8))
+    controller = Controller(tables().scorer, THRESHOLDS).eval()
+    simulator = Simulator(checkpoint(), simulate(plan, controller), tables())
+    ids = tokens(3)
+    together = simulator.score(ids)
+    for row in range(3):
+        alone = simulator.score(ids[row : row + 1])
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[row], rtol=1e-3, atol=1e-3)
+        assert torch.equal(alone.tier_counts[0], together.tier_counts[row])
+    prefix, endings = ids[:2, :60], [[[1, 2, 3], [4] * 17], [[5], [6, 7, 8, 9]]]
+    for row, group in enumerate(simulator.score_continuations(prefix, endings)):
+        for scored, ending in zip(group, endings[row], strict=True):
+            alone = simulator.score(torch.cat((prefix[row], torch.tensor(ending))).unsqueeze(0))
+            torch.testing.assert_close(scored.log_probs[0], alone.log_probs[0, 60:], rtol=1e-3, atol=1e-3)
+            assert scored.stored_bits.item() == pytest.approx(alone.stored_bits.item())
+
+
+def test_padding_changes_nothing() -> None:
+    simulator = Simulator(checkpoint(), simulate(plan_of((83,)), None), tables())
+    ids = tokens(2)
+    padded = ids.clone()
+    padded[1, 50:] = 7
+    whole = simulator.score(padded, torch.tensor([COUNT, 50]))
+    alone = simulator.score(ids[1:, :50])
+    torch.testing.assert_close(whole.log_probs[1, :50], alone.log_probs[0], rtol=1e-3, atol=1e-3)
+    assert not whole.log_probs[1, 50:].any()
+    assert whole.tier_counts[1].tolist() == [50 - 1 - WINDOW]
+
+
+def test_exact_rows_give_the_float_model() -> None:
+    ids, parts = tokens(2), []
+    policy = make_policy("fp16", checkpoint(), tables(), CacheOptions(CONTEXT, WINDOW))
+    scored = Simulator(checkpoint(), policy, tables()).score(ids, on_logits=lambda _, x: parts.append(x))
+    model = build_model(SMALL, checkpoint().weights, FloatCache(SMALL, CONTEXT), prescale_norm=False)
+    with torch.no_grad():
+        expected = model(ids, torch.tensor([0]))
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-4)
+    log_p = expected.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(scored.log_probs[:, 1:], log_p, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_policy_runs_and_keeps_its_budget(name: str) -> None:
+    budget = 9.0  # bookkeeping of a tiny model weighs much
+    policy = make_policy(name, checkpoint(), tables(), CacheOptions(CONTEXT, WINDOW, kv_bits=budget))
+    scored = Simulator(checkpoint(), policy, tables()).score(tokens(2))
+    assert torch.isfinite(scored.log_probs).all()
+    limit = budget if "-" not in name and name != "fp16" else float(name.split("-")[-1].replace("fp", "")) + 10
+    assert policy.bits_per_value <= limit + 1e-9
+    assert 2 <= scored.stored_bits.mean() <= 16.5
+
+
+def test_unknown_policies_and_budgets_out_of_reach_are_user_errors() -> None:
+    options = CacheOptions(CONTEXT, WINDOW, kv_bits=1.0)
+    with pytest.raises(UserError, match="unknown policy 'best'"):
+        make_policy("best", checkpoint(), tables(), options)
+    for name in ("adaptive", "tables", "recency", "paper", "random"):
+        with pytest.raises(UserError, match=r"impossible|out of reach"):
+            make_policy(name, checkpoint(), tables(), options)
+
+
+@given(st.floats(2.2, 15.5), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_the_paper_s_tier_shares_meet_their_mean(mean: float, seed: int) -> None:
+    quantiles = torch.randn(257, generator=torch.Generator().manual_seed(seed)).sort().values
+    costs = (2.1, 4.1, 8.1, 16.0)
+    thresholds, shares = paper_thresholds(quantiles, costs, mean)
+    assert sorted(thresholds) == list(thresholds)
+    assert sum(shares) == pytest.approx(1.0)
+    assert sum(c * s for c, s in zip(costs, shares, strict=True)) == pytest.approx(mean, abs=0.1)
+
+
+@given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 1000), st.floats(0.01, 100))
+@settings(max_examples=40, deadline=None)
+def test_baseline_rows_err_by_half_a_step_at_most(bits: int, seed: int, size: float) -> None:
+    x = torch.randn(2, 2, 5, 16, generator=torch.Generator().manual_seed(seed)) * size
+    tiers = torch.zeros(2, 5, dtype=torch.int64)
+    symmetric = SymmetricRows(SMALL, (bits,)).demoted(0, 0, x, tiers)
+    peak = x.abs().amax((1, 3), keepdim=True)
+    assert ((symmetric - x).abs() <= peak / (2 ** (bits - 1) - 1) * 0.51).all()
+    assert all(len(row.unique()) <= 2**bits for row in symmetric.transpose(1, 2).flatten(2).flatten(0, 1))
+    asymmetric = AsymmetricRows(SMALL, (bits,)).demoted(0, 0, x, tiers)
+    spread = x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)
+    assert ((asymmetric - x).abs() <= spread / (2**bits - 1) * 0.51 + 1e-3 * x.abs().amax()).all()
+    assert all(len(row.unique()) <= 2**bits for row in asymmetric.flatten(0, 2))
