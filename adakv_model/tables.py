@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -84,8 +85,9 @@ class CalibrationTables:
             with safe_open(path, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
-            scorers = {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
-            return cls(**{name: tensors[name] for name in _PLAIN}, **scorers, info=info)
+            content: dict[str, Any] = {name: tensors[name] for name in _PLAIN}
+            content |= {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
+            return cls(**content, info=info)
         except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as e:
             raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
 

@@ -99,13 +99,15 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(capacities: tuple[int, .
     model = build_model(SMALL, checkpoint().weights, packed, prescale_norm=False)
     simulator = Simulator(checkpoint(), simulate(plan, controller), tables())
     ids, position = tokens(), 0
+    simulated: list[Tensor] = []
+    expected: list[Tensor] = []
     with torch.no_grad():
         for count in [CHUNK] * 10 + [1, 5, 2, 6, 3, 1, 1] + [1] * 11:
-            part, logits = ids[:, position : position + count], []
-            simulator.feed(part, lambda _, x, logits=logits: logits.append(x))
-            expected = model(part, torch.tensor([position]))
-            torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=1e-3, atol=1e-3)
+            part = ids[:, position : position + count]
+            simulator.feed(part, lambda _, logits: simulated.append(logits))
+            expected.append(model(part, torch.tensor([position])))
             position += count
+    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=1e-3)
     left = slice(1, COUNT - WINDOW)
     assert torch.equal(simulator.cache.tiers[0, left], packed.tiers[left].long())
     assert simulator.cache.fill[0].tolist() == packed.progress[1:].tolist()
@@ -144,7 +146,8 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_exact_rows_give_the_float_model() -> None:
-    ids, parts = tokens(2), []
+    ids = tokens(2)
+    parts: list[Tensor] = []
     policy = make_policy("fp16", checkpoint(), tables(), CacheOptions(CONTEXT, WINDOW))
     scored = Simulator(checkpoint(), policy, tables()).score(ids, on_logits=lambda _, x: parts.append(x))
     model = build_model(SMALL, checkpoint().weights, FloatCache(SMALL, CONTEXT), prescale_norm=False)

@@ -31,6 +31,7 @@ PROBE_BITS = 2.5  # of a code, on average, in the rows that are measured
 PROBE_TOKENS = 1024
 
 Part = tuple[int, int]  # layer, side
+Measured = tuple[list[Part], tuple[float, int | None]]  # cost of parts, and the scale mode that gave it
 
 
 class SomeRows(PlanRows):
@@ -122,7 +123,9 @@ def measure(probe: Probe) -> dict:
     estimate = _by_part(tables)
     _rescale(tables, probe.plan(), [(parts, _best(probe, probe.plan(), parts)) for parts in sides])
     plan = probe.plan()
-    measured = [([part], _best(probe, plan, [part])) for part in track("measure", [*sides[0], *sides[1]])]
+    measured: list[Measured] = []
+    for part in track("measure", [*sides[0], *sides[1]]):
+        measured.append(([part], _best(probe, plan, [part])))
     _rescale(tables, plan, measured)
     plan = probe.plan()
     whole = [probe.cost(plan, parts) for parts in sides]
@@ -136,14 +139,12 @@ def measure(probe: Probe) -> dict:
     }
 
 
-def _best(probe: Probe, plan: CachePlan, parts: list[Part]) -> tuple[float, int]:
+def _best(probe: Probe, plan: CachePlan, parts: list[Part]) -> tuple[float, int | None]:
     """Cost under the better scale mode, and that mode."""
     return min((probe.cost(plan, parts, mode), int(mode)) for mode in GAINS)
 
 
-def _rescale(
-    tables: CalibrationTables, plan: CachePlan, measured: list[tuple[list[Part], tuple[float, int | None]]]
-) -> None:
+def _rescale(tables: CalibrationTables, plan: CachePlan, measured: list[Measured]) -> None:
     """Give every group of parts the sensitivity under which the plan's predicted damage is what was measured."""
     sensitivity = tables.sensitivity.double()
     predicted = torch.from_numpy(unit_damages(plan.unit_bits, sensitivity.numpy())[..., 0]).sum(1)  # [L, 2]
