@@ -203,6 +203,8 @@ def attend(
     (kv_heads, dim), count = k_mean.shape, qkv.shape[1]
     heads = qkv.shape[2] // dim - 2 * kv_heads
     assert layout[0, WINDOW, 1] >= count
+    if (layout[..., -1] & int(ScaleMode.HALF)).any():
+        raise ValueError("the kernels read scales of one byte only: a plan for Core ML stores fp16 ones")
     out = torch.empty(1, count, heads * dim)
     tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, k_transform, q_transform]
     tensors += [layout, cache, attention, out]

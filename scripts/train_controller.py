@@ -35,7 +35,7 @@ from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
 from training import cli, fit, text
 from training.collect import Settings, WindowRecord, collect
-from training.on_policy import OnPolicy, Trainer, divergence
+from training.on_policy import Divergence, OnPolicy, Trainer
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
 BUDGETS = "2.5,2.75,3.25,4"
@@ -200,7 +200,11 @@ def tune(
 
     Divergences are in nats a token, by budget, of the fitted, the paper's and the tuned score.
     """
-    parts = {name: windows[rest::4][:JUDGED, : policy.tokens] for name, rest in (("select", 2), ("held_out", 3))}
+    judges = {
+        name: Divergence(checkpoint, tables, windows[rest::4][:JUDGED, : policy.tokens])
+        for name, rest in (("select", 2), ("held_out", 3))
+    }
+    judged_at = policy.budgets[1:3]
     pool = torch.cat([r.features[settings.departing] for r in records])
     candidates = {"fitted": tables, "paper's four": with_paper_scorer(tables)}
     tuned = replace(tables)
@@ -208,10 +212,10 @@ def tune(
     candidates["tuned"] = tuned
     kl = {
         part: {
-            name: {str(b): divergence(checkpoint, one, policy.options(b), chosen).tolist() for b in policy.budgets}
+            name: {str(b): judge.of(one, policy.options(b)).tolist() for b in judged_at}
             for name, one in cli.track(part, list(candidates.items()))
         }
-        for part, chosen in parts.items()
+        for part, judge in judges.items()
     }
     gain = {part: {b: summary(rows["tuned"][b], rows["fitted"][b]) for b in rows["tuned"]} for part, rows in kl.items()}
     kept = sum(row["log_ratio"] for row in gain["select"].values()) < 0

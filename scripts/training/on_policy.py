@@ -52,29 +52,35 @@ class OnPolicy:
         return CacheOptions(context=self.tokens, window=self.window, policy="adaptive", kv_bits=budget)
 
 
-def divergence(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions, windows: Tensor) -> Tensor:
-    """KL to the exact cache in nats a token, of each window int64 [W, T], with exact decisions: float64 [W]."""
-    exact, mine = (
-        Simulator(checkpoint, make_policy(name, checkpoint, tables, options), tables)
-        for name in ("fp16", options.policy)
-    )
-    totals = []
-    for window in windows:
-        total = torch.zeros((), dtype=torch.float64)
-        expected = _logits(exact, window).log_softmax(-1)
+class Divergence:
+    """KL to the exact cache in nats a token, of each window int64 [W, T], decisions as the cache makes them."""
 
-        def add(at: int, logits: Tensor, expected: Tensor = expected, total: Tensor = total) -> None:
-            p = expected[at : at + logits.shape[1]]
-            total += (p.exp() * (p - logits[0].log_softmax(-1))).sum().double()
+    def __init__(self, checkpoint: Checkpoint, tables: CalibrationTables, windows: Tensor) -> None:
+        self.checkpoint, self.windows = checkpoint, windows
+        self.expected = [exact_log_probs(checkpoint, tables, window) for window in windows]
 
-        mine.score(window.unsqueeze(0), on_logits=add)
-        totals.append(total / len(window))
-    return torch.stack(totals)
+    def of(self, tables: CalibrationTables, options: CacheOptions) -> Tensor:
+        """float64 [W]."""
+        policy = make_policy(options.policy, self.checkpoint, tables, options)
+        simulator, totals = Simulator(self.checkpoint, policy, tables), []
+        for window, expected in zip(self.windows, self.expected, strict=True):
+            total = torch.zeros((), dtype=torch.float64)
+
+            def add(at: int, logits: Tensor, expected: Tensor = expected, total: Tensor = total) -> None:
+                p = expected[at : at + logits.shape[1]]
+                total += (p.exp() * (p - logits[0].log_softmax(-1))).sum().double()
+
+            simulator.score(window.unsqueeze(0), on_logits=add)
+            totals.append(total / len(window))
+        return torch.stack(totals)
 
 
-def _logits(simulator: Simulator, window: Tensor) -> Tensor:
+def exact_log_probs(checkpoint: Checkpoint, tables: CalibrationTables, window: Tensor) -> Tensor:
+    """Under the unquantized cache: float32 [T, V]. window: int64 [T]."""
+    policy = make_policy("fp16", checkpoint, tables, CacheOptions(context=len(window), window=1))
     parts: list[Tensor] = []
-    simulator.score(window.unsqueeze(0), on_logits=lambda _, logits: parts.append(logits))
+    simulator = Simulator(checkpoint, policy, tables)
+    simulator.score(window.unsqueeze(0), on_logits=lambda _, logits: parts.append(logits.log_softmax(-1)))
     return torch.cat(parts, dim=1)[0]
 
 
@@ -120,7 +126,7 @@ class Trainer:
         weights = F.gumbel_softmax(logits / s.temperature, hard=True)
         cache = SoftTierCache(self.checkpoint.config, PlanRows(planned.plan, self.tables), s.tokens)
         cache.weights = weights
-        expected = self._expected(window)
+        expected = exact_log_probs(self.checkpoint, self.tables, window)
         model = build_model(self.checkpoint.config, self.checkpoint.weights, cache, prescale_norm=False)
         model.requires_grad_(False)
         actual = model(window.unsqueeze(0), torch.tensor([0]))[0].log_softmax(-1)
@@ -158,10 +164,6 @@ class Trainer:
         Simulator(self.checkpoint, replace(policy, decide=record), self.tables).score(window.unsqueeze(0))
         left = torch.cat(seen)
         return F.pad(left, (0, 0, 1, len(window) - 1 - len(left)))  # the sink and the last window are never read
-
-    def _expected(self, window: Tensor) -> Tensor:
-        policy = make_policy("fp16", self.checkpoint, self.tables, self.settings.options(self.settings.budgets[0]))
-        return _logits(Simulator(self.checkpoint, policy, self.tables), window).log_softmax(-1)
 
     def _publish(self) -> None:
         """Put the present score and its quantiles into the tables."""
