@@ -16,6 +16,7 @@ from training.cli import digest_of
 
 REFERENCE = "fp16"
 STATIC_WIDTHS = (2, 3, 4, 8)
+UNCALIBRATED = (REFERENCE, "naive", "kivi")
 BUDGETED = ("adaptive", "tables", "random", "rarity", "entropy", "recency", "paper")
 
 
@@ -38,10 +39,11 @@ class PolicySpec:
         return replace(self, name=name, kv_bits=None)
 
     def identity(self, tables: Tables) -> dict[str, Any]:
-        """What its results depend on; fp16 depends on nothing but the weights."""
-        if self.name == REFERENCE:
+        """What its results depend on; for fp16 and foreign quantizers that is nothing but the weights."""
+        family = self.name.split("-")[0]
+        if family in UNCALIBRATED:
             return {"name": self.name}
-        return {**asdict(self), "tables": tables.digest}
+        return {**asdict(self), "tables": tables.digest(family)}
 
     def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""
@@ -58,10 +60,20 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Tables:
-    """Calibration tables and the digest of their content."""
+    """Calibration tables, and what of them a policy depends on."""
 
     tables: CalibrationTables
-    digest: str
+
+    def digest(self, family: str) -> str:
+        """Of what this family of policies reads."""
+        t = self.tables
+        parts = [t.k_mean, t.v_mean, t.scale_modes]
+        if family not in ("static", "recency"):
+            parts += [t.k_transform, t.sensitivity]
+        if family not in ("static", "recency", "tables"):
+            parts += [t.token_log_frequency, t.score_quantiles, t.feature_quantiles, t.paper_quantiles]
+            parts += [*t.scorer.state_dict().values(), *t.paper_scorer.state_dict().values()]
+        return digest_of(*parts)
 
 
 def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
@@ -71,17 +83,7 @@ def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
     else:
         tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
     tables.check(checkpoint.config)
-    measured = (
-        tables.k_mean,
-        tables.v_mean,
-        tables.k_transform,
-        tables.sensitivity,
-        tables.scale_modes,
-        tables.token_log_frequency,
-    )
-    learned = (*tables.scorer.state_dict().values(), *tables.paper_scorer.state_dict().values())
-    quantiles = (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
-    return Tables(tables, digest_of(*measured, *quantiles, *learned))
+    return Tables(tables)
 
 
 def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:
