@@ -10,6 +10,7 @@ over the convex hull is optimal up to one step (Shoham and Gersho, "Efficient bi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,7 +24,7 @@ from adakv_model.tables import CalibrationTables
 
 POLICIES = ("adaptive", "tables", "static-2", "static-3", "static-4", "static-8", "fp16")
 BUDGETED = ("adaptive", "tables")  # policies that take a bit budget
-ADAPTIVE_TIERS = (2, 3, 4, 8, 16)
+WIDE_TIERS = (8, 16)  # tiers of an adaptive cache beside its three narrow ones
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 16, 3.5
 DEFAULT_WINDOW_BITS = 8
@@ -80,19 +81,37 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     sensitivity = tables.sensitivity.double().numpy()
     if options.policy == "tables":
         return PlannedCache(_tables_plan(config, tables, options, sensitivity, target), ())
-    unit_bits = np.stack([allocate_unit_bits(sensitivity, b) for b in ADAPTIVE_TIERS], axis=-1)
-    base = _base_plan(config, tables, options, ADAPTIVE_TIERS, unit_bits, chunk=max(1, options.window // 2))
-    low, high = (_with_all_in(base, k).bits_per_value for k in (0, len(ADAPTIVE_TIERS) - 1))
+
+    def plan_of(tiers: Sequence[float]) -> CachePlan:
+        unit_bits = np.stack([allocate_unit_bits(sensitivity, b) for b in tiers], axis=-1)
+        return _base_plan(config, tables, options, tuple(tiers), unit_bits, chunk=max(1, options.window // 2))
+
+    base = plan_of((2, *narrow_tiers(2.0)[1:], *WIDE_TIERS))  # as small as it gets
+    low, high = (_with_all_in(base, k).bits_per_value for k in (0, base.n_tiers - 1))
     _check_budget(target, low, high, options)
+    tokens = base.stored_in_tiers
+    mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + base.tier_costs[0]
+    base = plan_of((*narrow_tiers(mean_cost - 8 / config.head_dim), *WIDE_TIERS))
     scores = _Scores(tables.score_quantiles.double().numpy())
-    damages = tier_damages(unit_bits, sensitivity)
+    damages = tier_damages(base.unit_bits, sensitivity)
     damages = np.maximum(damages, WIDE_MSE[base.window_bits])  # a tier cannot undo the window's loss
-    costs, tokens = base.tier_costs, base.stored_in_tiers
-    mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + costs[0]
+    costs = base.tier_costs
     thresholds = solve_thresholds(scores, costs, damages, mean_cost)
     capacities = _integer_capacities(scores.shares(thresholds), tokens)
     plan = _fit(replace(base, capacities=capacities), target)
     return PlannedCache(plan, tuple(float(t) for t in thresholds))
+
+
+def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
+    """Mean bits of a code in the three narrow tiers of a cache whose older tokens have `mean_bits` on average.
+
+    The first bits beyond 2 go to the few bands that cause most of the damage, so a tier of 2 bits throughout costs
+    several times one of 2.2: the tiers stay close to the mean. Within 2 % of the best choice on a grid, by predicted
+    damage at 2.1 to 5 bits (docs/training.md).
+    """
+    beyond = max(mean_bits - 2, 0.0)
+    low = min(2 + 0.5 * beyond, 3.5)
+    return tuple(round(b, 2) for b in (low, max(min(2 + 1.1 * beyond, 5.5), low + 0.05), min(2.9 + beyond, 7.0)))
 
 
 def _check_budget(target: float, low: float, high: float, options: CacheOptions) -> None:
@@ -238,7 +257,7 @@ def one_tier_plan(
 ) -> CachePlan:
     """A plan whose rows have `mean_bits` bits a code on average, every older token alike."""
     widths = allocate_unit_bits(sensitivity, mean_bits)[..., None]
-    return _base_plan(config, tables, options, (round(mean_bits),), widths, chunk=options.window)
+    return _base_plan(config, tables, options, (round(mean_bits, 2),), widths, chunk=options.window)
 
 
 def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> CachePlan:
@@ -253,7 +272,7 @@ def _base_plan(
     config: LlamaConfig,
     tables: CalibrationTables,
     options: CacheOptions,
-    tier_bits: tuple[int, ...],
+    tier_bits: tuple[float, ...],
     unit_bits: np.ndarray,
     chunk: int,
 ) -> CachePlan:

@@ -60,6 +60,7 @@ class Segment:
 class CachePlan:
     """Capacities and widths of a mixed-precision KV cache.
 
+    tier_bits: mean bits of a code in each tier, a name for it (and of ``pool_bytes``).
     unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
     scale_modes: [n_layers][n_kv_heads][2], ``ScaleMode.HALF`` in all of them or in none.
     """
@@ -73,7 +74,7 @@ class CachePlan:
     n_layers: int
     head_dim: int
     vocab_size: int
-    tier_bits: tuple[int, ...]
+    tier_bits: tuple[float, ...]
     capacities: tuple[int, ...]
     unit_bits: np.ndarray
     scale_modes: np.ndarray

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adakv_model.budget import (
-    ADAPTIVE_TIERS,
     BUDGETED,
     POLICIES,
     CacheOptions,
@@ -20,6 +19,7 @@ from adakv_model.budget import (
     allocate,
     allocate_unit_bits,
     plan_cache,
+    tier_damages,
 )
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
 from adakv_model.controller import Controller
@@ -71,7 +71,7 @@ def small_plans(draw: st.DrawFn) -> CachePlan:
         n_layers=layers,
         head_dim=head_dim,
         vocab_size=draw(st.integers(1, 99)),
-        tier_bits=tuple(ADAPTIVE_TIERS[:tiers]),
+        tier_bits=(2, 3, 4, 8, 16)[:tiers],
         capacities=tuple(capacities),
         unit_bits=random.choice(row_widths(head_dim, random), size=(layers, heads, 2, tiers)),
         scale_modes=random.integers(0, 2, size=(layers, heads, 2)) | draw(st.sampled_from([0, int(ScaleMode.HALF)])),
@@ -203,12 +203,14 @@ def test_the_range_that_an_impossible_budget_names_is_possible() -> None:
             plan_cache(CONFIG, TABLES, CacheOptions(context, window, kv_bits=float(bound)))
 
 
-def test_more_bits_only_lower_the_thresholds() -> None:
-    thresholds = [
-        plan_cache(CONFIG, TABLES, CacheOptions(2048, 32, kv_bits=bits)).thresholds for bits in (3.0, 3.5, 4.0, 6.0)
-    ]
-    for tighter, looser in itertools.pairwise(thresholds):
-        assert all(a >= b for a, b in zip(tighter, looser, strict=True))
+def test_more_bits_make_every_narrow_tier_wider_and_predict_less_damage() -> None:
+    sensitivity = TABLES.sensitivity.double().numpy()
+    plans = [plan_cache(CONFIG, TABLES, CacheOptions(kv_bits=bits)).plan for bits in (2.5, 3.0, 3.5, 4.0, 6.0)]
+    for tighter, looser in itertools.pairwise(plans):
+        assert all(a < b for a, b in zip(tighter.tier_bits[:3], looser.tier_bits[:3], strict=True))
+        damages = [tier_damages(plan.unit_bits, sensitivity) @ plan.capacities for plan in (tighter, looser)]
+        assert damages[0] > damages[1]
+    assert all(plan.tier_bits[3:] == (8, 16) for plan in plans)
 
 
 @pytest.mark.parametrize("policy", STATIC)
@@ -356,4 +358,4 @@ def test_a_plan_keeps_scales_in_one_form() -> None:
 def test_shipped_unit_tables_meet_every_tier_width() -> None:
     plan = plan_cache(CONFIG, TABLES, CacheOptions()).plan
     widths = np.array([np.mean(split_bands(int(b), 64)) for b in plan.unit_bits.flat]).reshape(-1, plan.n_tiers)
-    assert widths.mean(0).tolist() == pytest.approx(list(ADAPTIVE_TIERS), abs=0.02)
+    assert widths.mean(0).tolist() == pytest.approx(list(plan.tier_bits), abs=0.02)
