@@ -21,7 +21,7 @@ from evaluation.store import ItemStore
 console = Console(stderr=True, highlight=False)
 
 FLOAT_BYTES = 4
-MAX_BATCH = 32  # sequences; with steps of 16 tokens, 512 rows a matrix product, where larger ones gain nothing
+MAX_BATCH = 64  # sequences; with steps of 8 tokens, 512 rows a matrix product, where larger ones gain nothing
 
 
 @dataclass
