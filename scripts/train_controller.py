@@ -82,7 +82,7 @@ def main(
     chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_WINDOW // 2,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
-    on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit; 0: none.", min=0)] = 64,
+    on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit.", min=0)] = 0,
     budgets: Annotated[str, typer.Option(help="Total bits per value of the on-policy steps, taken in turn.")] = BUDGETS,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
