@@ -12,7 +12,9 @@ from adakv_model.budget import CacheOptions, plan_cache
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
-from adakv_model.quantizer import n_bands
+from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.plan_rows import PlanRows
+from adakv_model.quantizer import hadamard, n_bands
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
 from adakv_model.testing_checkpoints import SMALL
@@ -189,3 +191,18 @@ def test_neutral_tables_make_a_plan(config: LlamaConfig, policy: str) -> None:
     kv_bits = 14.0 if policy == "adaptive" else None  # bookkeeping weighs on so small a cache
     plan = plan_cache(config, neutral_tables(config), CacheOptions(128, 16, policy, kv_bits)).plan
     assert sum(plan.capacities) == 128 - 1 - 16
+
+
+@pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16", "tables"])
+def test_rows_of_uniform_width_use_a_hadamard_transform_in_the_cache_and_the_simulator(policy: str) -> None:
+    tables = random_tables()
+    plan = plan_cache(SMALL, tables, CacheOptions(128, 16, policy, 6.0 if policy == "tables" else None)).plan
+    assert plan.banded == (policy == "tables")
+    rows, cache = PlanRows(plan, tables), MixedPrecisionCache(SMALL, plan, tables, None)
+    rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.k_transform)
+    expected = tables.k_transform.float() if plan.banded else rotation
+    for layer in range(SMALL.n_layers):
+        stored, query = (getattr(cache, f"{side}_transform_{layer}") for side in "kq")
+        assert torch.equal(stored, expected[layer])
+        assert torch.equal(rows.k_transform[layer].transpose(-1, -2), stored)
+        assert torch.equal(rows.q_transform[layer].transpose(-1, -2), query)
