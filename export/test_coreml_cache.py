@@ -19,7 +19,7 @@ from device_tests.coreml_host import HostCache
 from export.coreml_cache import CoreMLCache, CoreMLProgram
 from export.coreml_control import Status
 from export.coreml_convert import output_types
-from export.coreml_layout import coarse_plan
+from export.coreml_plan import coarse_plan
 from export.coreml_storage import FP16, INT8, Storage
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
@@ -34,7 +34,12 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def tables() -> CalibrationTables:
-    return neutral_tables(CONFIG)
+    """Bands of unequal sensitivity, and a K transform that is not orthogonal."""
+    tables, generator = neutral_tables(CONFIG), torch.Generator().manual_seed(5)
+    noise = torch.randn(tables.k_transform.shape, generator=generator) * 0.05
+    sensitivity = tables.sensitivity.clone()
+    sensitivity[:, :, 0] *= torch.tensor([8.0, 2.0, 0.6, 0.2])
+    return replace(tables, k_transform=(tables.k_transform.float() + noise).half(), sensitivity=sensitivity)
 
 
 def build(
@@ -83,6 +88,7 @@ def test_equals_the_reference_for_any_chunking(
 ) -> None:
     ours, reference, planned = build(tables, options, storage)
     plan = planned.plan
+    assert plan.banded == plan.adaptive, "mixed rows wherever there is a choice"
     with torch.no_grad():
         expected = torch.cat([reference(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(TOKENS)])
     assert isinstance(reference.cache, MixedPrecisionCache)
