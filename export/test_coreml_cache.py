@@ -16,6 +16,7 @@ from adakv_model.model import Llama, build_model
 from adakv_model.tables import CalibrationTables, neutral_tables
 from adakv_model.testing_checkpoints import SMALL
 from device_tests.coreml_host import HostCache
+from export import lowering
 from export.coreml_cache import CoreMLCache, CoreMLProgram
 from export.coreml_control import Status
 from export.coreml_convert import output_types
@@ -136,3 +137,9 @@ def test_a_16_bit_window_is_refused_where_it_does_not_fit(tables: CalibrationTab
 def test_int8_holds_no_raw_rows(tables: CalibrationTables) -> None:
     with pytest.raises(UserError, match="drop --kv fp16 and --window-bits 16"):
         build(tables, CacheOptions(context=100, window=8, policy="fp16"), INT8)
+
+
+def test_no_kernel_program_is_made_of_a_core_ml_plan(tables: CalibrationTables) -> None:
+    _, reference, planned = build(tables, ADAPTIVE)
+    with pytest.raises(ValueError, match="the kernels read scales of one byte only"):
+        lowering.trace(reference, planned.plan)
