@@ -88,7 +88,7 @@ class CachePlan:
         expected = (self.n_layers, self.n_kv_heads, 2, self.n_tiers)
         if self.unit_bits.shape != expected or self.scale_modes.shape != expected[:3]:
             raise ValueError(f"unit tables must have shape {expected}, not {self.unit_bits.shape}")
-        if len(np.unique(self.scale_modes & int(ScaleMode.HALF))) > 1:
+        if len(np.unique(self._half)) > 1:
             raise ValueError("scales are stored in one form throughout")
 
     @property
@@ -109,6 +109,15 @@ class CachePlan:
     def banded(self) -> bool:
         """Whether any row has bands of different widths."""
         return bool((self.unit_bits > max(SUPPORTED_BITS)).any())
+
+    @property
+    def _half(self) -> np.ndarray:
+        return self.scale_modes & int(ScaleMode.HALF) != 0
+
+    @property
+    def half_scales(self) -> bool:
+        """Whether narrow rows store fp16 scales (for Core ML) rather than one byte, which is all the kernels read."""
+        return bool(self._half.any())
 
     @property
     def adaptive(self) -> bool:

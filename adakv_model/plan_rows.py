@@ -27,7 +27,7 @@ class PlanRows:
 
     def __init__(self, plan: CachePlan, tables: CalibrationTables) -> None:
         self.plan = plan
-        self.scale_form = ScaleMode(int(plan.scale_modes.flat[0])) & ScaleMode.HALF  # one for a whole plan
+        self.scale_form = ScaleMode.HALF if plan.half_scales else ScaleMode.RMS
         tables = tables.for_plan(plan)
         self.k_mean, self.v_mean = (m.float().unsqueeze(2) for m in (tables.k_mean, tables.v_mean))  # [L, KV, 1, D]
         self.k_transform = tables.k_transform.float().transpose(-1, -2)

@@ -44,7 +44,7 @@ def few_layers(checkpoint: Checkpoint, layers: int, folder: Path) -> Path:
 
 def few_tables(tables: CalibrationTables, layers: int) -> CalibrationTables:
     """The tables of the first layers."""
-    per_layer = ("k_mean", "v_mean", "sensitivity", "scale_modes")
+    per_layer = ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes")
     return replace(tables, **{name: getattr(tables, name)[:layers] for name in per_layer})
 
 

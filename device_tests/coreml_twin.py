@@ -16,8 +16,7 @@ from adakv_model.quantizer import unpack
 from adakv_model.reference import UnitView
 from adakv_model.tables import CalibrationTables
 from device_tests.coreml_run import CoreMLModel
-from export.coreml_layout import RowLayout
-from export.coreml_rows import unpack_row
+from export.coreml_rows import by_channel, unpack_row
 from export.coreml_weights import rounded
 
 
@@ -34,7 +33,7 @@ def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     }
     cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, controller)
     for name, value in cache.named_buffers():
-        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean")):
+        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_transform", "q_transform")):
             value.copy_(value.half())  # constants of the package are fp16
     return build_model(checkpoint.config, weights, cache)
 
@@ -55,13 +54,8 @@ def package_codes(model: CoreMLModel, layer: int, tier: int, rows: int) -> np.nd
     first = pool.first_columns[pool.tiers.index(tier)]
     state = torch.from_numpy(model.state(pool.name).astype(np.float32))
     levels, _ = unpack_row(pool.row, state[..., first : first + rows])
-    size = 2.0 ** _unit_bits(pool.row)
-    return ((levels * size + (size - 1)) / 2).numpy()
-
-
-def _unit_bits(row: RowLayout) -> Tensor:
-    """[units, 1, 1]."""
-    return torch.tensor([row.k_bits] * row.kv_heads + [row.v_bits] * row.kv_heads).reshape(-1, 1, 1)
+    size = torch.exp2(by_channel(pool.row, "bits"))
+    return ((levels / by_channel(pool.row, "gain") * size + (size - 1)) / 2).round().numpy()
 
 
 def reference_codes(cache: MixedPrecisionCache, layer: int, tier: int, rows: int) -> np.ndarray:

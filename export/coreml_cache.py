@@ -75,25 +75,23 @@ class CoreMLCache(nn.Module):
         self.layout = StateLayout(plan, storage)
         self.place: Place = States(self, self.layout) if storage is FP16 else Inputs(InputLayout(self.layout))
         self.control = Control(config, self.layout, tables, controller)
-        self.narrow: list[NarrowTiers] = []
+        tables = tables.for_plan(plan)
+        self.narrow: list[NarrowTiers | None] = []
         for layer in range(plan.n_layers):
             self.place.register(layer)
             self._register_constants(layer, tables)
-            self.narrow.append(NarrowTiers(plan, self.layout.narrow_tiers, layer))
+            tiers = self.layout.narrow_tiers
+            self.narrow.append(NarrowTiers([self.layout.row(layer, tier) for tier in tiers]) if tiers else None)
         self._steps = _Current()
 
     def _register_constants(self, layer: int, tables: CalibrationTables) -> None:
-        maps = row_transforms(self.plan, layer)
+        maps = row_transforms(tables, layer)
         group = self.plan.n_heads // self.plan.n_kv_heads
-
-        def per_query_head(x: Tensor) -> Tensor:
-            return x if x.shape[0] == 1 else x.repeat_interleave(group, 0)
-
         constants = {
             "mean": torch.cat((tables.k_mean[layer], tables.v_mean[layer])).float().unsqueeze(-1),  # [units, D, 1]
-            "store": maps.store.clone(),
-            "query": per_query_head(maps.query.transpose(1, 2)).clone(),
-            "output": per_query_head(maps.output.transpose(1, 2)).clone(),
+            "store": maps.store,
+            "query": maps.query.transpose(1, 2).contiguous(),  # [KV, D, D]
+            "output": maps.output.transpose(1, 2).contiguous(),  # [1, D, D]
             "offset": tables.v_mean[layer].float().repeat_interleave(group, 0).unsqueeze(1),  # [H, 1, D]
         }
         for name, value in constants.items():
@@ -114,7 +112,7 @@ class CoreMLCache(nn.Module):
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
         c, step, count = self.config, self.step, qkv.shape[1]
-        q, rows = self._project(layer, qkv)  # [H, T, D], [units, D, T]
+        q, rows = self._project(layer, qkv)  # [KV, G T, D], [units, D, T]
         sink = self._sink(layer, rows)
         levels, scales = [sink], [torch.ones(rows.shape[0], 1, 1)]
         fresh = self._encode(rows)
@@ -124,7 +122,7 @@ class CoreMLCache(nn.Module):
         stored, scale = torch.cat(levels, dim=2), torch.cat(scales, dim=2)  # [units, D, N], [units, 1, N]
         self.place.write_window(layer, fresh.columns, step)  # only now: the ring was read as it was before the step
         kv = c.n_kv_heads
-        scores = (q.reshape(kv, -1, c.head_dim) @ stored[:kv]) * scale[:kv] + step.mask  # [KV, G T, N]
+        scores = (q @ stored[:kv]) * scale[:kv] + step.mask  # [KV, G T, N]
         probability = scores.softmax(-1)
         mixed = (probability * scale[kv:]) @ stored[kv:].transpose(1, 2)  # [KV, G T, D]
         if self.plan.adaptive:
@@ -134,13 +132,13 @@ class CoreMLCache(nn.Module):
         return out.transpose(0, 1).reshape(1, count, -1)
 
     def _project(self, layer: int, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """RoPE and the row maps: queries [H, T, D] and new rows [units, D, T] (K heads, then V heads)."""
+        """RoPE and the row maps: queries [KV, G T, D] and new rows [units, D, T] (K heads, then V heads)."""
         c, step, half = self.config, self.step, self.config.head_dim // 2
         x = qkv[0].T.reshape(-1, c.head_dim, qkv.shape[1])  # [H + 2 KV, D, T]
         rotary = x[: c.n_heads + c.n_kv_heads]
         swapped = torch.cat((rotary[:, half:], rotary[:, :half]), dim=1)
         rotary = rotary * step.cos + swapped * step.sin
-        q = rotary[: c.n_heads].transpose(1, 2) @ getattr(self, f"query_{layer}")
+        q = rotary[: c.n_heads].transpose(1, 2).reshape(c.n_kv_heads, -1, c.head_dim) @ getattr(self, f"query_{layer}")
         rows = torch.cat((rotary[c.n_heads :], x[c.n_heads + c.n_kv_heads :])) - getattr(self, f"mean_{layer}")
         return q, getattr(self, f"store_{layer}") @ rows
 
@@ -177,10 +175,11 @@ class CoreMLCache(nn.Module):
     def _demote(self, layer: int, levels: Tensor, scales: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Requantize the leaving window rows into the narrow tiers; every tier's levels and scales."""
         step, tiers = self.step, self.layout.narrow_tiers
-        if not tiers:
+        requantize = self.narrow[layer]
+        if requantize is None:
             return []
         left, left_scales = levels @ step.leaving, scales @ step.leaving
-        narrow = self.narrow[layer](left, left_scales)
+        narrow = requantize(left, left_scales)
         parts = []
         for i, tier in enumerate(tiers):
             spec = self.layout.tier_pool(layer, tier)

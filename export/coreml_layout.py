@@ -5,22 +5,20 @@ there and in int8 inputs. A *row* is one token of one layer: the codes of all K 
 scale per (head, K or V), padding. A *pool* is a state [1, channels, 1, slots] whose column is a row; both axes are
 multiples of 32. With int8 storage a pool's codes and scales are parts of two inputs (coreml_inputs.py).
 
-All kv heads of a layer share one width for K and one for V in each tier (`coarse_plan`), so that a row unpacks with
-one or two short chains of operations instead of one per head.
+All kv heads of a layer share their widths in each tier (`coreml_plan.coarse_plan`): one for each band of K, and one
+for V. So a row unpacks in a short chain of operations for each width of K and one for V, whatever the number of heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
-from adakv_model.budget import BUDGETED, PlannedCache, allocate
 from adakv_model.plan import CachePlan
-from adakv_model.quantizer import BAND_BITS, ScaleMode, row_bytes
-from adakv_model.tables import CalibrationTables
+from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, half_step, runs, split_bands
 from export.coreml_storage import ALIGNMENT, FP16, SCALE_BYTES, Storage
 
 RAW_BITS = 16  # a row stored as fp16 values, without codes and scales
@@ -33,23 +31,30 @@ def aligned(count: int, alignment: int = ALIGNMENT) -> int:
 
 @dataclass(frozen=True)
 class Section:
-    """A run of channels of a row: the packed codes of `units` consecutive units. Units: K heads, then V heads."""
+    """A run of channels of a row: the packed codes of channels `first_dim` .. of the units `first_unit` .., all of
+    `bits` bits. Units: K heads, then V heads. Levels times `gain` times the row's scale are the row's values."""
 
     bits: int
+    first_unit: int
     units: int
+    first_dim: int
+    dims: int
     channel: int
     elements: int
+    gain: float
 
 
 @dataclass(frozen=True)
 class RowLayout:
-    """One token of one layer. k_bits = v_bits = 16: raw fp16 values, no scales."""
+    """One token of one layer. k_bits, v_bits: widths of a head's row, as ``quantizer.join_bands`` codes them; both 16:
+    raw fp16 values, no scales. modes: how K and V are read, the same for all heads."""
 
     k_bits: int
     v_bits: int
     kv_heads: int
     head_dim: int
     storage: Storage = FP16
+    modes: tuple[ScaleMode, ScaleMode] = (ScaleMode.RMS, ScaleMode.RMS)
 
     @property
     def raw(self) -> bool:
@@ -59,19 +64,37 @@ class RowLayout:
     def units(self) -> int:
         return 2 * self.kv_heads
 
+    def reach(self, side: int) -> float:
+        """What the stored scale of a K (0) or V (1) row is, in units of its RMS: the value at level 1 of its band that
+        reaches furthest. Rows of plain 8 bits keep the window's scale instead."""
+        bits = (self.k_bits, self.v_bits)[side]
+        return max(_reach(width, self.modes[side]) for width in split_bands(bits, self.head_dim))
+
     @cached_property
     def sections(self) -> tuple[Section, ...]:
-        """Packed runs of codes; K and V share one if they are equally wide."""
+        """Packed runs of codes: bands of K that are equally wide, then V; one for all if K and V are equally wide."""
         if self.raw:
             return ()
-        widths = (self.k_bits, self.v_bits)
-        runs = [(widths[0], self.units)] if widths[0] == widths[1] else [(b, self.kv_heads) for b in widths]
+        if self.k_bits == self.v_bits and self.k_bits in SUPPORTED_BITS:
+            parts = [(self.k_bits, 0, self.units, 0, self.head_dim, 1.0)]
+        else:
+            parts = [*self._side(0), *self._side(1)]
         sections, channel = [], 0
-        for bits, units in runs:
-            count = self.storage.elements(units * self.head_dim, bits)
-            sections.append(Section(bits, units, channel, count))
+        for bits, first_unit, units, first_dim, dims, gain in parts:
+            count = self.storage.elements(units * dims, bits)
+            sections.append(Section(bits, first_unit, units, first_dim, dims, channel, count, gain))
             channel += count
         return tuple(sections)
+
+    def _side(self, side: int) -> list[tuple[int, int, int, int, int, float]]:
+        """The first fields of the sections of all K (0) or V (1) heads, and their gain."""
+        bits, mode, dim, parts = (self.k_bits, self.v_bits)[side], self.modes[side], 0, []
+        for width, bands in groupby(runs(bits, self.head_dim), key=lambda run: run[0]):
+            dims = sum(channels for _, channels in bands)
+            gain = 1.0 if bits in SUPPORTED_BITS else _reach(width, mode) / self.reach(side)
+            parts.append((width, side * self.kv_heads, self.kv_heads, dim, dims, gain))
+            dim += dims
+        return parts
 
     @property
     def scales_channel(self) -> int:
@@ -90,6 +113,11 @@ class RowLayout:
         """Of one row: codes and padding in the storage's elements, scales in fp16."""
         scales = 0 if self.raw else self.units
         return (self.channels - scales) * self.storage.element_bytes + scales * SCALE_BYTES
+
+
+def _reach(width: int, mode: ScaleMode) -> float:
+    """The value at level 1, in standard deviations, of a narrow row's channels of this width."""
+    return 2.0**width * half_step(width, mode)
 
 
 @dataclass(frozen=True)
@@ -114,7 +142,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Every pool and state of a package, from a plan with one K and one V width per (layer, tier)."""
+    """Every pool and state of a package, from a plan whose heads share widths and modes (`coreml_plan.coarse_plan`)."""
 
     plan: CachePlan
     storage: Storage = FP16
@@ -135,7 +163,8 @@ class StateLayout:
 
     def row(self, layer: int, tier: int) -> RowLayout:
         k_bits, v_bits = (int(b) for b in self.plan.unit_bits[layer, 0, :, tier])
-        return RowLayout(k_bits, v_bits, self.plan.n_kv_heads, self.plan.head_dim, self.storage)
+        k_mode, v_mode = (ScaleMode(int(m)) for m in self.plan.scale_modes[layer, 0])
+        return RowLayout(k_bits, v_bits, self.plan.n_kv_heads, self.plan.head_dim, self.storage, (k_mode, v_mode))
 
     @cached_property
     def window_row(self) -> RowLayout:
@@ -241,9 +270,14 @@ class StateLayout:
             "row_bits_per_value": self.row_bits(),
         }
 
+    def _widths(self, tier: int) -> list[dict]:
+        """Widths of a tier by layer: of each band of K, and of V."""
+        rows = (self.row(layer, tier) for layer in range(self.plan.n_layers))
+        return [{"k": split_bands(row.k_bits, row.head_dim), "v": row.v_bits} for row in rows]
+
     def to_manifest(self) -> dict:
         """The `core_ml_states` section: what a reader of the states needs beside the plan."""
-        widths = {str(self.plan.tier_bits[k]): self.plan.unit_bits[:, 0, :, k].tolist() for k in self.narrow_tiers}
+        widths = {str(self.plan.tier_bits[k]): self._widths(k) for k in self.narrow_tiers}
         return {
             "cache_io": self.storage.name,
             "dtype": self.storage.dtype,
@@ -262,45 +296,3 @@ class StateLayout:
 
 #: Rows of the `observed` state: plan.OBSERVATIONS, then plan.ATTENTION_SUMS (over layers, heads and queries).
 OBSERVED = ("log_frequency", "confidence", "entropy", "surprisal", "repeats", "own", "own_squared", "received")
-
-
-def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCache:
-    """The same cache with one K and one V width per (layer, tier), fp16 scales, and padding put to use.
-
-    A row is padded to a multiple of 32 elements; K, then V, takes the next width wherever the row stays as long.
-    No tier is wider than the window: a row that passed through 8 bits holds no more, whatever its nominal width.
-    The padding is that of fp16 states for every storage, so that both forms of a cache hold the same codes.
-    """
-    plan = replace(planned.plan, scale_modes=planned.plan.scale_modes | int(ScaleMode.HALF))
-    if plan.policy not in BUDGETED:
-        return PlannedCache(plan, planned.thresholds)
-    weights = tables.sensitivity.double().numpy().sum((1, 3))  # [L, 2]
-    sizes = np.ones(weights.size, dtype=np.int64)
-    tiers = [allocate(weights.ravel(), sizes, float(b)).reshape(weights.shape) for b in tier_means(plan)]
-    widths = np.stack(tiers, axis=-1)
-    widths = np.minimum(widths, plan.window_bits)
-    for layer in range(plan.n_layers):
-        for tier in range(plan.n_tiers):
-            widths[layer, :, tier] = _use_padding(widths[layer, :, tier], plan)
-    unit_bits = np.repeat(widths[:, None], plan.n_kv_heads, axis=1)
-    return PlannedCache(replace(plan, unit_bits=unit_bits), planned.thresholds)
-
-
-def tier_means(plan: CachePlan) -> np.ndarray:
-    """Mean bits of a code in each tier: [K]."""
-    bits = np.vectorize(lambda b: 8 * row_bytes(int(b), plan.head_dim) / plan.head_dim, otypes=[float])
-    return bits(plan.unit_bits).reshape(-1, plan.n_tiers).mean(0)
-
-
-def _use_padding(widths: Sequence[int], plan: CachePlan) -> list[int]:
-    def row(pair: list[int]) -> int:
-        return RowLayout(pair[0], pair[1], plan.n_kv_heads, plan.head_dim).channels
-
-    best = [int(b) for b in widths]
-    for side in (0, 1):
-        for wider in BAND_BITS:
-            candidate = [*best]
-            candidate[side] = wider
-            if best[side] < wider <= plan.window_bits and row(candidate) <= row(best):
-                best = candidate
-    return best

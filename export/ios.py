@@ -20,7 +20,8 @@ from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.coreml_cache import CoreMLCache, CoreMLProgram, check_plan
 from export.coreml_convert import INT8_TARGET
 from export.coreml_inputs import CACHE, NEW, InputLayout
-from export.coreml_layout import RAW_BITS, StateLayout, coarse_plan
+from export.coreml_layout import RAW_BITS, StateLayout
+from export.coreml_plan import coarse_plan
 from export.coreml_storage import FP16, STORAGES, Storage
 from export.quiet import quiet
 from export.weights import DEFAULT_RECIPE

@@ -60,6 +60,8 @@ def constant_methods(config: LlamaConfig, plan: CachePlan) -> dict[str, object]:
 
 def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
     """torch.export with tokens int64 [1, T], T bounded by the prefill chunk, and input_pos int64 [1]."""
+    if plan.half_scales:
+        raise ValueError("the kernels read scales of one byte only: a plan for Core ML stores fp16 ones")
     tokens = torch.arange(plan.chunk).unsqueeze(0)
     shapes = ({1: Dim("tokens", max=plan.chunk)} if plan.chunk > 1 else None, None)
     with torch.no_grad():

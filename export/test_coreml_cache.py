@@ -16,10 +16,11 @@ from adakv_model.model import Llama, build_model
 from adakv_model.tables import CalibrationTables, neutral_tables
 from adakv_model.testing_checkpoints import SMALL
 from device_tests.coreml_host import HostCache
+from export import lowering
 from export.coreml_cache import CoreMLCache, CoreMLProgram
 from export.coreml_control import Status
 from export.coreml_convert import output_types
-from export.coreml_layout import coarse_plan
+from export.coreml_plan import coarse_plan
 from export.coreml_storage import FP16, INT8, Storage
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
@@ -34,7 +35,12 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def tables() -> CalibrationTables:
-    return neutral_tables(CONFIG)
+    """Bands of unequal sensitivity, and a K transform that is not orthogonal."""
+    tables, generator = neutral_tables(CONFIG), torch.Generator().manual_seed(5)
+    noise = torch.randn(tables.k_transform.shape, generator=generator) * 0.05
+    sensitivity = tables.sensitivity.clone()
+    sensitivity[:, :, 0] *= torch.tensor([8.0, 2.0, 0.6, 0.2])
+    return replace(tables, k_transform=(tables.k_transform.float() + noise).half(), sensitivity=sensitivity)
 
 
 def build(
@@ -83,6 +89,7 @@ def test_equals_the_reference_for_any_chunking(
 ) -> None:
     ours, reference, planned = build(tables, options, storage)
     plan = planned.plan
+    assert plan.banded == plan.adaptive, "mixed rows wherever there is a choice"
     with torch.no_grad():
         expected = torch.cat([reference(torch.tensor([[t]]), torch.tensor([i]))[0] for i, t in enumerate(TOKENS)])
     assert isinstance(reference.cache, MixedPrecisionCache)
@@ -130,3 +137,9 @@ def test_a_16_bit_window_is_refused_where_it_does_not_fit(tables: CalibrationTab
 def test_int8_holds_no_raw_rows(tables: CalibrationTables) -> None:
     with pytest.raises(UserError, match="drop --kv fp16 and --window-bits 16"):
         build(tables, CacheOptions(context=100, window=8, policy="fp16"), INT8)
+
+
+def test_no_kernel_program_is_made_of_a_core_ml_plan(tables: CalibrationTables) -> None:
+    _, reference, planned = build(tables, ADAPTIVE)
+    with pytest.raises(ValueError, match="the kernels read scales of one byte only"):
+        lowering.trace(reference, planned.plan)

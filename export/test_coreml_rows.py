@@ -11,15 +11,26 @@ import torch
 
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.config import MODELS
-from adakv_model.quantizer import ScaleMode, dequantize, hadamard, half_step, is_narrow, quantize
+from adakv_model.plan import CachePlan
+from adakv_model.quantizer import ScaleMode, dequantize, hadamard, is_narrow, join_bands, quantize
 from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
 from export.coreml_inputs import InputLayout
-from export.coreml_layout import RowLayout, StateLayout, coarse_plan, tier_means
-from export.coreml_rows import NarrowTiers, pack_row, quantize_window, row_transforms, unpack_row, window_levels
+from export.coreml_layout import RowLayout, StateLayout
+from export.coreml_plan import coarse_plan, tier_means, wider_rows
+from export.coreml_rows import (
+    NarrowTiers,
+    by_channel,
+    pack_row,
+    quantize_window,
+    row_transforms,
+    unpack_row,
+    window_levels,
+)
 from export.coreml_storage import ALIGNMENT, FP16, INT8, STORAGES, Storage
 from export.coreml_weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
 
 WIDTHS = (2, 3, 4, 8)
+MIXED = (join_bands((8, 4, 3, 2)), join_bands((4, 3, 3, 2)), join_bands((2, 2, 2, 8)))
 MODEL = "smollm2-135m-instruct"
 
 
@@ -34,14 +45,15 @@ def planned(tables: CalibrationTables) -> PlannedCache:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 5, 32])
-@pytest.mark.parametrize(("k_bits", "v_bits"), list(itertools.product(WIDTHS, WIDTHS)))
+@pytest.mark.parametrize(("k_bits", "v_bits"), list(itertools.product((*WIDTHS, *MIXED), WIDTHS)))
 @pytest.mark.parametrize("storage", STORAGES.values(), ids=lambda s: s.name)
 def test_packed_rows_survive_storage_and_unpack_to_the_same_codes(
     storage: Storage, k_bits: int, v_bits: int, kv_heads: int
 ) -> None:
     row, tokens = RowLayout(k_bits, v_bits, kv_heads, 64, storage), 5
     generator = torch.Generator().manual_seed(k_bits * 10 + v_bits)
-    bits = torch.tensor([k_bits] * kv_heads + [v_bits] * kv_heads).reshape(-1, 1, 1)
+    bits = by_channel(row, "bits")
+    assert bits.min() >= 2, "every channel has a width"
     codes = torch.floor(torch.rand(2 * kv_heads, 64, tokens, generator=generator) * 2.0**bits)
     codes[:, :, 0], codes[:, :, 1] = 0, 2.0 ** bits[:, :, 0] - 1  # the extremes
     scales = torch.rand(2 * kv_heads, 1, tokens, generator=generator).half().float()
@@ -52,7 +64,11 @@ def test_packed_rows_survive_storage_and_unpack_to_the_same_codes(
     if storage is INT8:
         assert torch.equal(packed[: row.scales_channel].to(torch.int8).float(), packed[: row.scales_channel])
     levels, read = unpack_row(row, packed.reshape(1, row.channels, 1, tokens))
-    assert torch.equal(levels, (2 * codes - (2.0**bits - 1)) / 2.0**bits)
+    expected = (2 * codes - (2.0**bits - 1)) / 2.0**bits
+    if k_bits in WIDTHS:
+        assert torch.equal(levels, expected)
+    else:
+        torch.testing.assert_close(levels, expected * by_channel(row, "gain"), rtol=0, atol=1e-6)
     assert torch.equal(read, scales)
 
 
@@ -65,7 +81,7 @@ def test_elements_per_row() -> None:
 
 
 def test_quantizers_agree_with_the_reference() -> None:
-    """Window rows, then every narrow width from the window's own codes."""
+    """Window rows, then every narrow row from the window's own codes: equal codes, values as the reference reads."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(6, 64, 9, generator=generator) * torch.rand(6, 1, 9, generator=generator) * 3
     codes, scale = quantize(x.transpose(1, 2), 8)
@@ -73,38 +89,44 @@ def test_quantizers_agree_with_the_reference() -> None:
     assert torch.equal(fresh.codes, codes.transpose(1, 2).float())
     assert torch.allclose(fresh.scales[:, 0], scale.float() * 256, rtol=1e-3)
     window = dequantize(codes, scale, 8)
-    plan = planned_of_one_layer()
-    narrow = NarrowTiers(plan, (0, 1, 2), 0)(window_levels(fresh.codes), scale.float().unsqueeze(1) * 256)
-    for tier in range(3):
+    plan = plan_of_one_layer()
+    rows = [StateLayout(plan).row(0, tier) for tier in range(4)]
+    narrow = NarrowTiers(rows)(window_levels(fresh.codes), scale.float().unsqueeze(1) * 256)
+    for tier, row in enumerate(rows):
+        levels, scales = unpack_row(row, pack_row(row, narrow.codes[tier], narrow.scales[tier]).reshape(1, -1, 1, 9))
         for unit in range(6):
             side, head = divmod(unit, 3)
             bits = int(plan.unit_bits[0, head, side, tier])
             mode = ScaleMode(int(plan.scale_modes[0, head, side]))
             expected, stored = quantize(window[unit], bits, mode)
-            step = stored.float() * (half_step(bits, mode) if is_narrow(bits) else 1.0)
+            assert stored.dtype == torch.float16
+            assert is_narrow(bits) or bits == 8
             assert torch.equal(narrow.codes[tier, unit].T, expected.float()), (tier, unit)
-            assert torch.allclose(narrow.scales[tier, unit, 0], step * 2**bits, rtol=2e-3)
+            values = dequantize(expected, stored, bits, mode)
+            torch.testing.assert_close((levels * scales)[unit].T, values, rtol=2e-3, atol=1e-5)
 
 
-def planned_of_one_layer():  # type: ignore[no-untyped-def]
-    """Three narrow tiers with mixed widths and scale modes."""
+def plan_of_one_layer() -> CachePlan:
+    """Four narrow tiers: plain and mixed widths, plain 8 bits beside 4, both scale modes."""
     config = replace(MODELS[MODEL].config, n_layers=1)
     plan = plan_cache(config, neutral_tables(config), CacheOptions(kv_bits=10.0)).plan
-    bits, modes = np.full((1, 3, 2, 5), 8), np.zeros((1, 3, 2), dtype=np.int64)
-    bits[0, :, 0, :3], bits[0, :, 1, :3] = [3, 4, 8], [2, 3, 4]
-    modes[0, 1:, :] = ScaleMode.UNBIASED
-    modes |= ScaleMode.HALF
+    bits = np.full((1, 3, 2, 5), 8)
+    bits[0, :, 0, :4], bits[0, :, 1, :4] = [3, MIXED[0], 8, MIXED[1]], [2, 3, 4, 4]
+    modes = np.full((1, 3, 2), int(ScaleMode.HALF))
+    modes[0, :, 0] |= int(ScaleMode.UNBIASED)
     return replace(plan, unit_bits=bits, scale_modes=modes)
 
 
-def test_transforms_undo_each_other(planned: PlannedCache) -> None:
+def test_transforms_undo_each_other(planned: PlannedCache, tables: CalibrationTables) -> None:
     """What attention needs of any row transform: logits and outputs as without it."""
-    maps = row_transforms(planned.plan, 0)
-    identity = torch.eye(64)
-    assert torch.allclose(maps.query.transpose(1, 2) @ maps.store[:1], identity / 8, atol=1e-6)
-    assert torch.allclose(maps.output @ maps.store[:1], identity, atol=1e-6)
-    x = torch.randn(4, 64)
-    assert torch.allclose(x @ maps.store[0].T, hadamard(x), atol=1e-5)
+    assert planned.plan.banded
+    for used in (tables.for_plan(planned.plan), neutral_tables(MODELS[MODEL].config)):
+        maps = row_transforms(used, 7)
+        identity = torch.eye(64).expand(3, -1, -1)
+        torch.testing.assert_close(maps.query.transpose(1, 2) @ maps.store[:3], identity / 8, rtol=0, atol=1e-5)
+        torch.testing.assert_close(maps.output @ maps.store[3:], identity, rtol=0, atol=1e-6)
+        x = torch.randn(4, 64)
+        torch.testing.assert_close(x @ maps.store[3].T, hadamard(x), rtol=0, atol=1e-5)
 
 
 def test_states_take_at_most_45_percent_of_fp16_at_3_5_bits(planned: PlannedCache) -> None:
@@ -129,15 +151,22 @@ def test_int8_inputs_take_fewer_bytes_for_the_same_codes(planned: PlannedCache) 
         assert inputs.first_channels(kind)[-1] + last == inputs.arrays[kind].channels
 
 
-def test_one_width_per_layer_side_and_tier(planned: PlannedCache, tables: CalibrationTables) -> None:
-    """Heads share a width; padding is used; no row is longer than the plain allocation would make it."""
+def test_heads_share_widths_and_padding_is_used(planned: PlannedCache, tables: CalibrationTables) -> None:
+    """No row is longer than the plain allocation would make it, and no band could be wider in the same row."""
     plan = planned.plan
     assert (plan.unit_bits == plan.unit_bits[:, :1]).all()
-    assert plan.unit_bits.max() == plan.window_bits
+    assert (plan.scale_modes == plan.scale_modes[:, :1]).all()
+    assert (plan.scale_modes & int(ScaleMode.HALF)).all()
     fine = plan_cache(MODELS[MODEL].config, tables, CacheOptions()).plan
     assert plan.capacities == fine.capacities
-    for tier in range(2):
-        assert tier_means(plan)[tier] >= tier_means(fine)[tier] - 0.02
+    assert (tier_means(plan) >= np.minimum(tier_means(fine), plan.window_bits) - 0.05).all()
+    layout = StateLayout(plan)
+    for layer in range(plan.n_layers):
+        for tier in range(plan.n_tiers):
+            row = layout.row(layer, tier)
+            assert all(wider.channels > row.channels for wider in wider_rows(row, plan.window_bits))
+    rows = {tier: layout.row_bits()[tier] for tier in ("2", "3", "4")}
+    assert all(bits / 16 <= float(tier) * 4 / 3 / 16 + 0.1 for tier, bits in rows.items()), rows
 
 
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16"])
