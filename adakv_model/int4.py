@@ -57,9 +57,7 @@ def decode(blocks: Tensor, units: Tensor) -> Tensor:
     runs, steps, offsets = blocks.split((CODE_BYTES, ROWS, ROWS), dim=2)
     centred = from_quads(unpack_nibbles(runs.unflatten(2, (4, 32)))).float().unflatten(1, (-1, GROUP)) - BIAS
     per_row = [x.transpose(1, 2).flatten(0, 1).float() for x in (steps, offsets.contiguous().view(torch.int8))]
-    step, offset = (
-        x * unit.flatten().unsqueeze(1) for x, unit in zip(per_row, units.unbind(1), strict=True)
-    )
+    step, offset = (x * unit.flatten().unsqueeze(1) for x, unit in zip(per_row, units.unbind(1), strict=True))
     return (centred * step.unsqueeze(-1) + offset.unsqueeze(-1)).flatten(1)
 
 

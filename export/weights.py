@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adakv_model.blocks import GROUP
 from adakv_model.checkpoint_weights import weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
 from adakv_model.model import Llama
-from adakv_model.blocks import GROUP, ROWS
 from adakv_model.table import TableHead, TokenTable
 from export.asymmetric import int4_block, int4_norm_linear
 

@@ -46,12 +46,10 @@ void quantize(const float* x, int groups, const QuantizedToken& token) {
     float peak = 0;
     for (float lane : peaks) peak = lane > peak ? lane : peak;
     const float scale = peak / 127.0f, inverse = peak > 0 ? 127.0f / peak : 0.0f;
-    int32_t sum = 0;
-    for (int j = 0; j < kGroup; ++j) {
-      const int code = int(std::nearbyint(x[j] * inverse));
-      token.codes[g * kGroup + j] = int8_t(code);
-      sum += code;
-    }
+    int32_t rounded[kGroup], sum = 0;
+    for (int j = 0; j < kGroup; ++j) rounded[j] = int32_t(std::nearbyint(x[j] * inverse));
+    for (int j = 0; j < kGroup; ++j) sum += rounded[j];
+    for (int j = 0; j < kGroup; ++j) token.codes[g * kGroup + j] = int8_t(rounded[j]);
     token.scales[g] = scale;
     token.sums[g] = sum;
     token.totals[g] = float(sum) * scale;

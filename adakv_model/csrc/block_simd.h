@@ -51,27 +51,29 @@ inline void add_pairs(const uint8_t* bytes, Codes* codes) {
   }
 }
 
+inline __m256i broadcast(const int8_t* four) {
+  int32_t bits;
+  std::memcpy(&bits, four, 4);
+  return _mm256_set1_epi32(bits);
+}
+
 inline Ints dots(const Codes* codes, const int8_t* x, int32_t start) {
-  Ints even = _mm256_set1_epi32(start), odd = _mm256_setzero_si256();
-#if !defined(__AVX512VNNI__)
-  const __m256i ones = _mm256_set1_epi16(1);
-#endif
-  for (int q = 0; q < kQuads; q += 2) {
-    int32_t first, second;
-    std::memcpy(&first, x + 4 * q, 4);
-    std::memcpy(&second, x + 4 * q + 4, 4);
-    const __m256i a = _mm256_set1_epi32(first), b = _mm256_set1_epi32(second);
+  Ints sum = _mm256_set1_epi32(start);
 #if defined(__AVX512VNNI__)
-    even = _mm256_dpbusd_epi32(even, codes[q], a);
-    odd = _mm256_dpbusd_epi32(odd, codes[q + 1], b);
-#else
-    // Four products of at most 63 * 127 fit 16 bits, so nothing saturates.
-    const __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(codes[q], a), _mm256_maddubs_epi16(codes[q + 1], b));
-    Ints& sum = q % 4 == 0 ? even : odd;
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(both, ones));
-#endif
+  Ints odd = _mm256_setzero_si256();  // a second chain of additions, to wait less for each
+  for (int q = 0; q < kQuads; q += 2) {
+    sum = _mm256_dpbusd_epi32(sum, codes[q], broadcast(x + 4 * q));
+    odd = _mm256_dpbusd_epi32(odd, codes[q + 1], broadcast(x + 4 * q + 4));
   }
-  return _mm256_add_epi32(even, odd);
+  return _mm256_add_epi32(sum, odd);
+#else
+  for (int q = 0; q < kQuads; q += 2) {  // four products of at most 63 * 127 fit 16 bits, so nothing saturates
+    const __m256i even = _mm256_maddubs_epi16(codes[q], broadcast(x + 4 * q));
+    const __m256i odd = _mm256_maddubs_epi16(codes[q + 1], broadcast(x + 4 * q + 4));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1)));
+  }
+  return sum;
+#endif
 }
 
 inline Sum zero() { return _mm256_setzero_ps(); }
@@ -126,23 +128,38 @@ inline void add_pairs(const uint8_t* bytes, Codes* codes) {
   }
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+// Quads kFirst to kFirst + 3, whose activations are the lanes of x.
+template <int kFirst>
+inline void add_dots(const Codes* codes, int8x16_t x, Ints& sum) {
+  for (int half = 0; half < 2; ++half) {
+    int32x4_t& rows = sum.rows[half];
+    rows = vdotq_laneq_s32(rows, codes[kFirst].rows[half], x, 0);
+    rows = vdotq_laneq_s32(rows, codes[kFirst + 1].rows[half], x, 1);
+    rows = vdotq_laneq_s32(rows, codes[kFirst + 2].rows[half], x, 2);
+    rows = vdotq_laneq_s32(rows, codes[kFirst + 3].rows[half], x, 3);
+  }
+}
+#endif
+
 inline Ints dots(const Codes* codes, const int8_t* x, int32_t start) {
   Ints sum = {{vdupq_n_s32(start), vdupq_n_s32(start)}};
+#if defined(__ARM_FEATURE_DOTPROD)
+  add_dots<0>(codes, vld1q_s8(x), sum);
+  add_dots<4>(codes, vld1q_s8(x + 16), sum);
+#else
   for (int q = 0; q < kQuads; ++q) {
     int32_t four;
     std::memcpy(&four, x + 4 * q, 4);
     const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four));
     for (int half = 0; half < 2; ++half) {
       const int8x16_t rows = codes[q].rows[half];
-#if defined(__ARM_FEATURE_DOTPROD)
-      sum.rows[half] = vdotq_s32(sum.rows[half], rows, token);
-#else
       const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(rows), vget_low_s8(token)));
       const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(rows), vget_high_s8(token)));
       sum.rows[half] = vaddq_s32(sum.rows[half], vpaddq_s32(low, high));
-#endif
     }
   }
+#endif
   return sum;
 }
 
