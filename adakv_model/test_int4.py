@@ -9,7 +9,7 @@ from torch import Tensor
 from adakv_model import int4, native
 from adakv_model.blocks import GROUP, quantized_activations
 
-ISAS = ("baseline", "avx2", "avx512vnni", "dotprod")
+ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
 ROWS, K = 104, 576
 
 

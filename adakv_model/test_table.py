@@ -21,7 +21,7 @@ from adakv_model.table import (
 )
 from adakv_model.table import quantize_table as quantize
 
-ISAS = ("baseline", "avx2", "avx512vnni", "dotprod")
+ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
 
 
 @pytest.fixture(scope="module")

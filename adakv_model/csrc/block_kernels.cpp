@@ -64,80 +64,110 @@ void for_tiles(int count, const Tile& tile) {
   for (; t < count; ++t) tile(std::integral_constant<int, 1>(), t);
 }
 
-// One block of rows with kTokens tokens; rows: how many of the block's exist.
+constexpr int kSimdRows = kSimdBlocks * kBlockRows;
+
+// The first `rows` of kSimdRows floats.
+void store_rows(float* out, const Sum& sum, int rows) {
+  if (rows == kSimdRows) return store(out, sum);
+  float values[kSimdRows];
+  store(values, sum);
+  std::copy(values, values + rows, out);
+}
+
+Sum load_rows(const float* from, int rows) {
+  if (rows == kSimdRows) return load(from, kBlockRows);
+  float values[kSimdRows] = {};
+  std::copy(from, from + rows, values);
+  return load(values, kBlockRows);
+}
+
+// Rows from `first` on: tile(block, blocks to the second one or 0 if there is none, row, rows).
+template <typename Tile>
+void for_blocks(int64_t first, int64_t rows, const Tile& tile) {
+  for (int64_t r = 0; r < rows; r += kSimdRows) {
+    const int n = int(std::min<int64_t>(kSimdRows, rows - r));
+    tile((first + r) / kBlockRows, n > kBlockRows ? 1 : 0, r, n);
+  }
+}
+
+// Two blocks at a time are two streams, which the hardware does not foresee: ask for the same bytes of the next two.
+inline void fetch_ahead(const uint8_t* bytes, int size, int64_t next) {
+  if constexpr (kSimdBlocks == 1) return;
+  for (int line = 0; line < size; line += 64) {
+    __builtin_prefetch(bytes + 2 * next + line);
+    __builtin_prefetch(bytes + 3 * next + line);
+  }
+}
+
 template <int kTokens>
-void table_block(const uint8_t* codes, const uint16_t* halves, int groups, const QuantizedToken* tokens, int rows,
-                 float* out, int64_t stride) {
+void table_tile(const Table& table, int64_t block, int64_t next, const QuantizedToken* tokens, int rows, float* out,
+                int64_t stride) {
+  const int groups = table.groups();
+  const uint8_t* codes = table.codes + block * groups * kTableBlockBytes;
+  const uint16_t* halves = table.scales + block * groups * kBlockRows;
+  const int64_t next_codes = next * groups * kTableBlockBytes, next_halves = next * groups * kBlockRows;
   Sum sums[kTokens];
   for (Sum& sum : sums) sum = zero();
-  for (int g = 0; g < groups; ++g) {
+  for (int g = 0; g < groups; ++g, codes += kTableBlockBytes) {
+    fetch_ahead(codes, kTableBlockBytes, next_codes);
     Codes unpacked[kQuads];
-    unpack_nibbles(codes + g * kTableBlockBytes, unpacked);
-    add_pairs(codes + g * kTableBlockBytes + 128, unpacked);
-    const Sum scales = widen_halves(halves + g * kBlockRows);
+    unpack_nibbles(codes, next_codes, unpacked);
+    add_pairs(codes + 128, next_codes, unpacked);
+    const Sum scales = widen_halves(halves + g * kBlockRows, next_halves);
     for (int t = 0; t < kTokens; ++t) {
       const Ints products = dots(unpacked, tokens[t].codes + g * kGroup, -32 * tokens[t].sums[g]);
       sums[t] = fma(scaled(products, tokens[t].scales[g]), scales, sums[t]);
     }
   }
-  for (int t = 0; t < kTokens; ++t) {
-    if (rows == kBlockRows) {
-      store(out + t * stride, sums[t]);
-    } else {
-      float values[kBlockRows];
-      store(values, sums[t]);
-      std::copy(values, values + rows, out + t * stride);
-    }
-  }
+  for (int t = 0; t < kTokens; ++t) store_rows(out + t * stride, sums[t], rows);
 }
 
 void table(const Table& table, int64_t first, int64_t rows, const QuantizedToken* tokens, int count, float* out,
            int64_t stride) {
-  const int groups = table.groups();
-  for (int64_t r = 0; r < rows; r += kBlockRows) {
-    const int64_t at = (first + r) / kBlockRows * groups;
-    const int n = int(std::min<int64_t>(kBlockRows, rows - r));
+  for_blocks(first, rows, [&](int64_t block, int64_t next, int64_t r, int n) {
     for_tiles(count, [&](auto size, int t) {
-      table_block<size>(table.codes + at * kTableBlockBytes, table.scales + at * kBlockRows, groups, tokens + t, n,
-                        out + t * stride + r, stride);
+      table_tile<size>(table, block, next, tokens + t, n, out + t * stride + r, stride);
     });
-  }
+  });
 }
 
 // Steps and offsets are added up as the integers they are stored as, in two sums; the row's units come last.
 template <int kTokens>
-void int4_block(const uint8_t* block, const float* units, int groups, const QuantizedToken* tokens,
-                const float* residual, float* out, int64_t stride) {
+void int4_tile(const Int4Matrix& matrix, int64_t block, int64_t next, const QuantizedToken* tokens, int rows,
+               const float* residual, float* out, int64_t stride) {
+  const int groups = matrix.groups();
+  const uint8_t* bytes = matrix.blocks + block * groups * kInt4BlockBytes;
+  const float* units = matrix.units + block * 2 * kBlockRows;
+  const int64_t next_bytes = next * groups * kInt4BlockBytes, next_units = next * 2 * kBlockRows;
   Sum sums[kTokens], shifts[kTokens];
   for (int t = 0; t < kTokens; ++t) sums[t] = shifts[t] = zero();
-  for (int g = 0; g < groups; ++g, block += kInt4BlockBytes) {
+  for (int g = 0; g < groups; ++g, bytes += kInt4BlockBytes) {
+    fetch_ahead(bytes, kInt4BlockBytes, next_bytes);
     Codes codes[kQuads];
-    unpack_nibbles(block, codes);
-    const Sum steps = widen_unsigned(block + 128), offsets = widen_signed(block + 136);
+    unpack_nibbles(bytes, next_bytes, codes);
+    const Sum steps = widen_unsigned(bytes + 128, next_bytes), offsets = widen_signed(bytes + 136, next_bytes);
     for (int t = 0; t < kTokens; ++t) {
       const Ints products = dots(codes, tokens[t].codes + g * kGroup, -kInt4Bias * tokens[t].sums[g]);
       sums[t] = fma(scaled(products, tokens[t].scales[g]), steps, sums[t]);
       shifts[t] = fma(offsets, tokens[t].totals[g], shifts[t]);
     }
   }
+  const Sum step_units = load(units, next_units), offset_units = load(units + kBlockRows, next_units);
   for (int t = 0; t < kTokens; ++t) {
-    const Sum start = residual == nullptr ? zero() : load(residual + t * stride);
-    const Sum shifted = fma(shifts[t], load(units + kBlockRows), start);
-    store(out + t * stride, fma(sums[t], load(units), shifted));
+    const Sum start = residual == nullptr ? zero() : load_rows(residual + t * stride, rows);
+    store_rows(out + t * stride, fma(sums[t], step_units, fma(shifts[t], offset_units, start)), rows);
   }
 }
 
 void int4(const Int4Matrix& matrix, int64_t first, int64_t rows, const QuantizedToken* tokens, int count,
           const float* residual, float* out, int64_t stride) {
-  const int groups = matrix.groups();
-  for (int64_t r = 0; r < rows; r += kBlockRows) {
-    const int64_t at = (first + r) / kBlockRows;
+  for_blocks(first, rows, [&](int64_t block, int64_t next, int64_t r, int n) {
     for_tiles(count, [&](auto size, int t) {
       const int64_t to = t * stride + r;
-      int4_block<size>(matrix.blocks + at * groups * kInt4BlockBytes, matrix.units + at * 2 * kBlockRows, groups,
-                       tokens + t, residual == nullptr ? nullptr : residual + to, out + to, stride);
+      int4_tile<size>(matrix, block, next, tokens + t, n, residual == nullptr ? nullptr : residual + to, out + to,
+                      stride);
     });
-  }
+  });
 }
 
 #define ADAKV_STRING(x) #x

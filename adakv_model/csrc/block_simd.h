@@ -1,8 +1,10 @@
-// Eight rows at a time on one instruction set, for block_kernels.cpp: compile with -DADAKV_ISA=<namespace>.
-//   Codes: the 8 rows' codes of four channels. Ints, Sum: one int32, one float for each row.
+// A block of rows at a time, or two, on one instruction set, for block_kernels.cpp: compile with
+// -DADAKV_ISA=<namespace>.
+//   Codes: the rows' codes of four channels. Ints, Sum: one int32, one float for each row.
 //   unpack_nibbles: 128 bytes -> eight Codes of 4 bits. add_pairs: 64 bytes -> two higher bits for each code.
 //   dots: start + the exact products of a group's codes, which are below 64, with int8 activations.
-//   fma: a * b + sum. widen_*: 8 numbers of memory as floats.
+//   fma: a * b + sum. widen_*: 8 numbers of a block as floats. load, store: a float for each row.
+// next: the distance to the same bytes of the second block, where there are two.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +25,88 @@ namespace {
 
 constexpr int kQuads = kGroup / 4;  // channels are multiplied four at a time, for eight rows at once
 
-#if defined(__AVX2__)
+inline int32_t four_bytes(const int8_t* x) {
+  int32_t bytes;
+  std::memcpy(&bytes, x, 4);
+  return bytes;
+}
 
+#if defined(ADAKV_TWO_BLOCKS)
+
+constexpr int kSimdBlocks = 2;
+using Codes = __m512i;
+using Ints = __m512i;
+using Sum = __m512;
+
+inline Codes join(const uint8_t* bytes, int64_t next) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), *reinterpret_cast<const __m256i_u*>(bytes + next), 1);
+}
+
+inline void unpack_nibbles(const uint8_t* bytes, int64_t next, Codes* codes) {
+  const Codes nibble = _mm512_set1_epi8(0x0f);
+  for (int q = 0; q < 4; ++q) {
+    const Codes both = join(bytes + 32 * q, next);
+    codes[q] = _mm512_and_si512(both, nibble);
+    codes[q + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+  }
+}
+
+inline void add_pairs(const uint8_t* bytes, int64_t next, Codes* codes) {
+  const Codes pair = _mm512_set1_epi8(0x30);
+  for (int k = 0; k < 2; ++k) {
+    const Codes high = join(bytes + 32 * k, next);
+    const Codes shifted[4] = {_mm512_slli_epi16(high, 4), _mm512_slli_epi16(high, 2), high, _mm512_srli_epi16(high, 2)};
+    for (int f = 0; f < 4; ++f) {
+      codes[2 * f + k] = _mm512_or_si512(codes[2 * f + k], _mm512_and_si512(shifted[f], pair));
+    }
+  }
+}
+
+inline Ints dots(const Codes* codes, const int8_t* x, int32_t start) {
+  Ints even = _mm512_set1_epi32(start), odd = _mm512_setzero_si512();  // two chains, to wait less for each addition
+  for (int q = 0; q < kQuads; q += 2) {
+    even = _mm512_dpbusd_epi32(even, codes[q], _mm512_set1_epi32(four_bytes(x + 4 * q)));
+    odd = _mm512_dpbusd_epi32(odd, codes[q + 1], _mm512_set1_epi32(four_bytes(x + 4 * q + 4)));
+  }
+  return _mm512_add_epi32(even, odd);
+}
+
+inline Sum zero() { return _mm512_setzero_ps(); }
+inline Sum scaled(Ints products, float scale) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_set1_ps(scale));
+}
+inline Sum fma(const Sum& a, const Sum& b, const Sum& sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline Sum fma(const Sum& a, float b, const Sum& sum) { return _mm512_fmadd_ps(a, _mm512_set1_ps(b), sum); }
+inline __m128i join_8(const uint8_t* bytes, int64_t next) {
+  return _mm_unpacklo_epi64(_mm_loadu_si64(bytes), _mm_loadu_si64(bytes + next));
+}
+inline Sum widen_halves(const uint16_t* from, int64_t next) {
+  const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + next));
+  return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1));
+}
+inline Sum widen_unsigned(const uint8_t* from, int64_t next) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(join_8(from, next)));
+}
+inline Sum widen_signed(const uint8_t* from, int64_t next) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(join_8(from, next)));
+}
+inline Sum load(const float* from, int64_t next) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(from)), _mm256_loadu_ps(from + next), 1);
+}
+inline void store(float* out, const Sum& sum) { _mm512_storeu_ps(out, sum); }
+
+#elif defined(__AVX2__)
+
+constexpr int kSimdBlocks = 1;
 using Codes = __m256i;
 using Ints = __m256i;
 using Sum = __m256;
 
 inline Codes load(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
-inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
+inline void unpack_nibbles(const uint8_t* bytes, int64_t, Codes* codes) {
   const __m256i nibble = _mm256_set1_epi8(0x0f);
   for (int q = 0; q < 4; ++q) {
     const Codes both = load(bytes + 32 * q);
@@ -40,7 +115,7 @@ inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
   }
 }
 
-inline void add_pairs(const uint8_t* bytes, Codes* codes) {
+inline void add_pairs(const uint8_t* bytes, int64_t, Codes* codes) {
   const __m256i pair = _mm256_set1_epi8(0x30);
   for (int k = 0; k < 2; ++k) {
     const Codes high = load(bytes + 32 * k);
@@ -51,16 +126,12 @@ inline void add_pairs(const uint8_t* bytes, Codes* codes) {
   }
 }
 
-inline __m256i broadcast(const int8_t* four) {
-  int32_t bits;
-  std::memcpy(&bits, four, 4);
-  return _mm256_set1_epi32(bits);
-}
+inline __m256i broadcast(const int8_t* four) { return _mm256_set1_epi32(four_bytes(four)); }
 
 inline Ints dots(const Codes* codes, const int8_t* x, int32_t start) {
   Ints sum = _mm256_set1_epi32(start);
 #if defined(__AVX512VNNI__)
-  Ints odd = _mm256_setzero_si256();  // a second chain of additions, to wait less for each
+  Ints odd = _mm256_setzero_si256();  // two chains, to wait less for each addition
   for (int q = 0; q < kQuads; q += 2) {
     sum = _mm256_dpbusd_epi32(sum, codes[q], broadcast(x + 4 * q));
     odd = _mm256_dpbusd_epi32(odd, codes[q + 1], broadcast(x + 4 * q + 4));
@@ -83,16 +154,19 @@ inline Sum scaled(Ints products, float scale) {
 inline Sum fma(const Sum& a, const Sum& b, const Sum& sum) { return _mm256_fmadd_ps(a, b, sum); }
 inline Sum fma(const Sum& a, float b, const Sum& sum) { return _mm256_fmadd_ps(a, _mm256_set1_ps(b), sum); }
 inline __m128i load_8(const uint8_t* bytes) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)); }
-inline Sum widen_halves(const uint16_t* from) {
+inline Sum widen_halves(const uint16_t* from, int64_t) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-inline Sum widen_unsigned(const uint8_t* from) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(from))); }
-inline Sum widen_signed(const uint8_t* from) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(from))); }
-inline Sum load(const float* from) { return _mm256_loadu_ps(from); }
+inline Sum widen_unsigned(const uint8_t* from, int64_t) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(from)));
+}
+inline Sum widen_signed(const uint8_t* from, int64_t) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8(from))); }
+inline Sum load(const float* from, int64_t) { return _mm256_loadu_ps(from); }
 inline void store(float* out, const Sum& sum) { _mm256_storeu_ps(out, sum); }
 
 #elif defined(__ARM_NEON)
 
+constexpr int kSimdBlocks = 1;
 struct Codes {
   int8x16_t rows[2];  // rows 0..3 and 4..7
 };
@@ -103,7 +177,7 @@ struct Sum {
   float32x4_t rows[2];
 };
 
-inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
+inline void unpack_nibbles(const uint8_t* bytes, int64_t, Codes* codes) {
   const uint8x16_t nibble = vdupq_n_u8(0x0f);
   for (int q = 0; q < 4; ++q) {
     for (int half = 0; half < 2; ++half) {
@@ -114,7 +188,7 @@ inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
   }
 }
 
-inline void add_pairs(const uint8_t* bytes, Codes* codes) {
+inline void add_pairs(const uint8_t* bytes, int64_t, Codes* codes) {
   const uint8x16_t pair = vdupq_n_u8(0x30);
   for (int k = 0; k < 2; ++k) {
     for (int half = 0; half < 2; ++half) {
@@ -149,9 +223,7 @@ inline Ints dots(const Codes* codes, const int8_t* x, int32_t start) {
   add_dots<4>(codes, vld1q_s8(x + 16), sum);
 #else
   for (int q = 0; q < kQuads; ++q) {
-    int32_t four;
-    std::memcpy(&four, x + 4 * q, 4);
-    const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    const int8x16_t token = vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(x + 4 * q)));
     for (int half = 0; half < 2; ++half) {
       const int8x16_t rows = codes[q].rows[half];
       const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(rows), vget_low_s8(token)));
@@ -173,19 +245,19 @@ inline Sum fma(const Sum& a, const Sum& b, const Sum& sum) {
 inline Sum fma(const Sum& a, float b, const Sum& sum) {
   return {{vfmaq_n_f32(sum.rows[0], a.rows[0], b), vfmaq_n_f32(sum.rows[1], a.rows[1], b)}};
 }
-inline Sum widen_halves(const uint16_t* from) {
+inline Sum widen_halves(const uint16_t* from, int64_t) {
   const float16x8_t all = vreinterpretq_f16_u16(vld1q_u16(from));
   return {{vcvt_f32_f16(vget_low_f16(all)), vcvt_f32_f16(vget_high_f16(all))}};
 }
-inline Sum widen_unsigned(const uint8_t* from) {
+inline Sum widen_unsigned(const uint8_t* from, int64_t) {
   const uint16x8_t all = vmovl_u8(vld1_u8(from));
   return {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(all))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(all)))}};
 }
-inline Sum widen_signed(const uint8_t* from) {
+inline Sum widen_signed(const uint8_t* from, int64_t) {
   const int16x8_t all = vmovl_s8(vreinterpret_s8_u8(vld1_u8(from)));
   return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(all))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(all)))}};
 }
-inline Sum load(const float* from) { return {{vld1q_f32(from), vld1q_f32(from + 4)}}; }
+inline Sum load(const float* from, int64_t) { return {{vld1q_f32(from), vld1q_f32(from + 4)}}; }
 inline void store(float* out, const Sum& sum) {
   vst1q_f32(out, sum.rows[0]);
   vst1q_f32(out + 4, sum.rows[1]);
@@ -193,6 +265,7 @@ inline void store(float* out, const Sum& sum) {
 
 #else
 
+constexpr int kSimdBlocks = 1;
 struct Codes {
   int16_t values[kBlockRows * 4];
 };
@@ -203,7 +276,7 @@ struct Sum {
   float rows[kBlockRows];
 };
 
-inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
+inline void unpack_nibbles(const uint8_t* bytes, int64_t, Codes* codes) {
   for (int q = 0; q < kQuads; ++q) {
     for (int j = 0; j < kBlockRows * 4; ++j) {
       codes[q].values[j] = int16_t((bytes[32 * (q % 4) + j] >> (q / 4 * 4)) & 15);
@@ -211,7 +284,7 @@ inline void unpack_nibbles(const uint8_t* bytes, Codes* codes) {
   }
 }
 
-inline void add_pairs(const uint8_t* bytes, Codes* codes) {
+inline void add_pairs(const uint8_t* bytes, int64_t, Codes* codes) {
   for (int q = 0; q < kQuads; ++q) {
     for (int j = 0; j < kBlockRows * 4; ++j) {
       codes[q].values[j] = int16_t(codes[q].values[j] | ((bytes[32 * (q % 2) + j] >> (q / 2 * 2)) & 3) << 4);
@@ -247,16 +320,16 @@ inline Sum fma(const Sum& a, const Sum& b, const Sum& sum) {
 inline Sum fma(const Sum& a, float b, const Sum& sum) {
   return each([&](int r) { return sum.rows[r] + a.rows[r] * b; });
 }
-inline Sum widen_halves(const uint16_t* from) {
+inline Sum widen_halves(const uint16_t* from, int64_t) {
   return each([&](int r) { return half_to_float(from[r]); });
 }
-inline Sum widen_unsigned(const uint8_t* from) {
+inline Sum widen_unsigned(const uint8_t* from, int64_t) {
   return each([&](int r) { return float(from[r]); });
 }
-inline Sum widen_signed(const uint8_t* from) {
+inline Sum widen_signed(const uint8_t* from, int64_t) {
   return each([&](int r) { return float(int8_t(from[r])); });
 }
-inline Sum load(const float* from) {
+inline Sum load(const float* from, int64_t) {
   return each([&](int r) { return from[r]; });
 }
 inline void store(float* out, const Sum& sum) { std::memcpy(out, sum.rows, sizeof(sum.rows)); }

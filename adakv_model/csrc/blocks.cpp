@@ -12,16 +12,18 @@ namespace adakv {
 namespace {
 
 constexpr int kTaskBlocks = 4;  // blocks of one unit of parallel work
+constexpr int kSeveral = 8;     // tokens from which on two blocks at a time are faster than one
 
 const BlockKernels* usable(const BlockKernels& kernels, bool supported) { return supported ? &kernels : nullptr; }
 
-// Faster sets first.
+// Faster sets first; the very first is for several tokens only.
 std::vector<const BlockKernels*> available() {
   std::vector<const BlockKernels*> all;
 #if defined(ADAKV_HAVE_AVX2)
-  all.push_back(
-      usable(avx512vnni::kBlockKernels, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")));
+  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  all.push_back(usable(avx512wide::kBlockKernels, vnni));
+  all.push_back(usable(avx512vnni::kBlockKernels, vnni));
   all.push_back(usable(avx2::kBlockKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
 #endif
 #if defined(ADAKV_HAVE_DOTPROD)
@@ -42,9 +44,10 @@ const BlockKernels* find_block_kernels(const char* name) {
   return nullptr;
 }
 
-const BlockKernels& block_kernels() {
-  static const BlockKernels& best = *available().front();
-  return best;
+const BlockKernels& block_kernels(int count) {
+  static const BlockKernels* wide = find_block_kernels("avx512wide");
+  static const BlockKernels* best = available()[wide != nullptr ? 1 : 0];
+  return wide != nullptr && count >= kSeveral ? *wide : *best;
 }
 
 Activations::Activations(int count, int channels, const std::function<const float*(int t, float* scratch)>& input,

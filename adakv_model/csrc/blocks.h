@@ -50,12 +50,16 @@ extern const BlockKernels kBlockKernels;
 namespace avx512vnni {
 extern const BlockKernels kBlockKernels;
 }
+namespace avx512wide {
+extern const BlockKernels kBlockKernels;
+}
 namespace dotprod {
 extern const BlockKernels kBlockKernels;
 }
 
-// The fastest set this CPU can run, or, for tests, the one called `name` (nullptr if it cannot).
-const BlockKernels& block_kernels();
+// The fastest set this CPU can run for so many tokens, or, for tests, the one called `name` (nullptr if it cannot).
+// Sets that may be chosen for different counts give equal bits.
+const BlockKernels& block_kernels(int count);
 const BlockKernels* find_block_kernels(const char* name);
 
 // Quantized activations of `count` tokens.

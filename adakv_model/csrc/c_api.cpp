@@ -119,7 +119,6 @@ ADAKV_API int adakv_swiglu_linear(const char* isa, const uint8_t* blocks, const 
                                   int threads) {
   const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
   if (kernels == nullptr) return 1;
-  adakv::swiglu_linear(gate_up, residual, {blocks, units, rows, channels}, count, out, with_threads(threads),
-                       *kernels);
+  adakv::swiglu_linear(gate_up, residual, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
   return 0;
 }

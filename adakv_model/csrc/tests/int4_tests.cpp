@@ -11,7 +11,7 @@
 namespace adakv::testing {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512vnni", "dotprod"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"};
 
 struct Layer {
   std::vector<uint8_t> blocks;
@@ -122,6 +122,16 @@ TEST(int4_layers_do_not_depend_on_the_tokens_beside_nor_on_threads) {
       for (int r = 0; r < 104; ++r) CHECK(together[size_t(t * 104 + r)] == alone[size_t(r)], "%s, token %d", name, t);
     }
   }
+}
+
+TEST(kernels_for_one_and_for_several_tokens_give_equal_bits) {
+  const Layer layer(72, 576);
+  Random random(2);
+  const std::vector<float> x = random.normals(9 * 576), residual = random.normals(9 * 72);
+  std::vector<float> one(72 * 9), several(72 * 9);
+  add_linear(x.data(), residual.data(), layer.matrix(), 9, one.data(), serial_for, block_kernels(1));
+  add_linear(x.data(), residual.data(), layer.matrix(), 9, several.data(), serial_for, block_kernels(9));
+  CHECK(one == several, "%s, %s", block_kernels(1).name, block_kernels(9).name);
 }
 
 TEST(swiglu_of_extremes_is_finite) {

@@ -28,7 +28,7 @@ struct Example {
     }
     for (int i = 0; i < count * channels; ++i) x.push_back(float(random.integer(-1000, 1000)) * 0.01f);
     for (int j = 0; j < kGroup; ++j) x[size_t(j)] = 0;  // a silent group
-    if (channels > 64) x[70] = 5000;                         // an outlier
+    if (channels > 64) x[70] = 5000;                    // an outlier
     weights.assign(size_t(rows), std::vector<double>(size_t(channels)));
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < channels; ++c) {
@@ -46,7 +46,7 @@ struct Example {
 };
 
 TEST(table_products_are_those_of_rounded_activations) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "dotprod"}) {
+  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
     const BlockKernels* kernels = find_block_kernels(name);
     if (kernels == nullptr) continue;
     for (const auto& [rows, channels, count] : {std::array{1, 32, 1}, {130, 192, 5}, {64, 576, 4}, {65, 2048, 7}}) {
@@ -83,7 +83,7 @@ TEST(table_products_are_those_of_rounded_activations) {
 }
 
 TEST(table_products_do_not_depend_on_the_tokens_beside) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "dotprod"}) {
+  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
     const BlockKernels* kernels = find_block_kernels(name);
     if (kernels == nullptr) continue;
     const Example e(70, 576, 9);
