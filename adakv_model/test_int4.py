@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,17 +70,17 @@ def test_kernels_match_the_reference_and_no_token_depends_on_another(
     x[0, 64:96] = 0
     inner = torch.nn.functional.silu(gate_up[:, :K]) * gate_up[:, K:]
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm
-    cases = (
+    cases: tuple[tuple[Callable[..., Any], Callable[..., Tensor], tuple[Any, ...], Tensor], ...] = (
         (native.norm_linear, int4.norm_linear, (x, norm, 1e-5), normed),
         (native.add_linear, int4.add_linear, (x, residual), x),
         (native.swiglu_linear, int4.swiglu_linear, (gate_up, residual), inner),
     )
     for kernel, reference, inputs, quantized in cases:
-        out = kernel(isa, *inputs, *weight)  # type: ignore[operator]
+        out = kernel(isa, *inputs, *weight)
         if out is None:
             pytest.skip(f"this CPU has no {isa}")
         rows = [v.unsqueeze(0) if isinstance(v, Tensor) and v.dim() == 2 else v for v in inputs]
-        expected = reference(*rows, *weight)[0]  # type: ignore[operator]
+        expected = reference(*rows, *weight)[0]
         # An activation halfway between two codes may round either way: one code of its group.
         matrix = int4.decode(*weight).abs()
         size = quantized_activations(quantized).abs() @ matrix.T + residual.abs()
@@ -86,7 +89,7 @@ def test_kernels_match_the_reference_and_no_token_depends_on_another(
         assert bool((error <= 1e-5 * size + code).all())
         assert float((error <= 1e-5 * size).float().mean()) > 0.9
         for t in range(count):
-            alone = kernel(isa, *(_token(v, t) for v in inputs), *weight)  # type: ignore[operator]
+            alone = kernel(isa, *(_token(v, t) for v in inputs), *weight)
             assert alone is not None
             assert torch.equal(out[t], alone[0]), "to the last bit"
 
