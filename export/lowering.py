@@ -1,8 +1,8 @@
 """torch.export and XNNPACK lowering of the model with its cache: one method, one bounded token dimension.
 
 What makes 30 layers lower in minutes rather than a quarter of an hour (measurements: docs/measuring.md):
-- each layer's dense work is one delegate: the cache operator takes the fused projections and does RoPE itself,
-  so nothing splits it;
+- each layer's dense work is one delegate, as the cache operator takes the fused projections and does RoPE itself, or,
+  with the default weights, four operators of our own;
 - the lean XNNPACK pass list: the stock list re-traces every delegate 17 times, of which this graph needs one;
 - to_edge decomposes once; to_edge_transform_and_lower traces the whole graph three times to find out that only
   `linear` must be preserved.
