@@ -7,7 +7,7 @@ applies RoPE, stores, and attends. q, k and v are one linear, fused at load.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ class KVCache(Protocol):
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:
         """logits: [B, T, V], the predictions after each of the step's tokens."""
         ...
+
+
+class Layer(Protocol):
+    """What the model needs of a decoder layer: :class:`Block`, or its quantized form."""
+
+    def project(self, x: Tensor) -> Tensor: ...
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor: ...
 
 
 class RMSNorm(nn.Module):
@@ -84,6 +92,15 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, prescale)
         self.mlp = MLP(config)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Residual stream [B, T, hidden] -> fused q, k, v [B, T, (H + 2 KV) D]."""
+        return self.qkv_proj(self.attention_norm(x))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output from its input x and what attention gave, [B, T, H D]."""
+        x = x + self.o_proj(attended)
+        return x + self.mlp(self.mlp_norm(x))
+
 
 class Llama(nn.Module):
     """Llama decoder over a cache. forward(tokens int64 [B, T], input_pos int64 [1]) -> logits [B, T, V].
@@ -101,15 +118,14 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def blocks(self) -> list[Block]:
+        """The layers that are not quantized as a whole."""
         return [layer for layer in self.layers if isinstance(layer, Block)]
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         plan = self.cache.begin(tokens, input_pos)
         x = self.embed_tokens(tokens)  # [B, T, hidden]
-        for i, layer in enumerate(self.blocks()):
-            qkv = layer.qkv_proj(layer.attention_norm(x))
-            x = x + layer.o_proj(self.cache.attend(i, qkv, plan, input_pos))
-            x = x + layer.mlp(layer.mlp_norm(x))
+        for i, layer in enumerate(cast("list[Layer]", self.layers)):
+            x = layer.finish(x, self.cache.attend(i, layer.project(x), plan, input_pos))
         logits = self.lm_head(self.norm(x))
         self.cache.end(logits, tokens, input_pos)
         return logits

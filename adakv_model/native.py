@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adakv_model.blocks import GROUP, ROWS
 from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import WINDOW
@@ -235,9 +236,33 @@ def table_product(isa: str, x: Tensor, codes: Tensor, scales: Tensor, rows: int)
     return None if status else out
 
 
+def norm_linear(isa: str, x: Tensor, norm: Tensor, eps: float, blocks: Tensor, units: Tensor) -> Tensor | None:
+    """:func:`adakv_model.int4.norm_linear`, x [T, K] -> [T, N]; None if this CPU lacks the instruction set."""
+    return _int4("norm", isa, blocks, units, x, _pointer(x), _pointer(norm), ctypes.c_float(eps))
+
+
+def add_linear(isa: str, x: Tensor, residual: Tensor, blocks: Tensor, units: Tensor) -> Tensor | None:
+    """:func:`adakv_model.int4.add_linear`, likewise."""
+    return _int4("add", isa, blocks, units, x, _pointer(x), _pointer(residual))
+
+
+def swiglu_linear(isa: str, gate_up: Tensor, residual: Tensor, blocks: Tensor, units: Tensor) -> Tensor | None:
+    """:func:`adakv_model.int4.swiglu_linear`, likewise."""
+    return _int4("swiglu", isa, blocks, units, gate_up, _pointer(gate_up), _pointer(residual))
+
+
+def _int4(name: str, isa: str, blocks: Tensor, units: Tensor, x: Tensor, *inputs: object) -> Tensor | None:
+    out = torch.empty(x.shape[0], blocks.shape[0] * ROWS)
+    status = getattr(_kernels(), f"adakv_{name}_linear")(
+        isa.encode(), _pointer(blocks), _pointer(units), _i64(out.shape[1]), blocks.shape[1] * GROUP, *inputs,
+        x.shape[0], _pointer(out), THREADS,
+    )  # fmt: skip
+    return None if status else out
+
+
 def table_lookup(tokens: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """Rows of the token table: float32 [len(tokens), K]."""
-    out = torch.empty(tokens.numel(), codes.shape[1] * 32)
-    arguments = (_pointer(codes), _pointer(scales), _i64(8 * codes.shape[0]), out.shape[1])
+    out = torch.empty(tokens.numel(), codes.shape[1] * GROUP)
+    arguments = (_pointer(codes), _pointer(scales), _i64(ROWS * codes.shape[0]), out.shape[1])
     _kernels().adakv_table_lookup(*arguments, _pointer(tokens), tokens.numel(), _pointer(out))
     return out

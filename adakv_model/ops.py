@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from adakv_model import reference, table
+from adakv_model import blocks, int4, reference, table
 
 SCHEMAS = {
     "depart": (
@@ -27,6 +27,9 @@ SCHEMAS = {
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
     "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",
     "table_product": "Tensor x, Tensor codes, Tensor scales, int rows",
+    "norm_linear": "Tensor x, Tensor norm, float eps, Tensor blocks, Tensor units",
+    "add_linear": "Tensor x, Tensor residual, Tensor blocks, Tensor units",
+    "swiglu_linear": "Tensor gate_up, Tensor residual, Tensor blocks, Tensor units",
 }
 
 _KERNELS: dict[str, Callable[..., Tensor]] = {
@@ -36,6 +39,9 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
     "observe": reference.observe,
     "table_lookup": table.lookup,
     "table_product": table.product,
+    "norm_linear": int4.norm_linear,
+    "add_linear": int4.add_linear,
+    "swiglu_linear": int4.swiglu_linear,
 }
 
 
@@ -58,11 +64,19 @@ def _observe_shape(logits: Tensor, *_: object) -> Tensor:
 
 
 def _table_lookup_shape(tokens: Tensor, codes: Tensor, _: Tensor) -> Tensor:
-    return codes.new_empty((1, tokens.shape[1], codes.shape[1] * table.GROUP), dtype=torch.float32)
+    return codes.new_empty((1, tokens.shape[1], codes.shape[1] * blocks.GROUP), dtype=torch.float32)
 
 
 def _table_product_shape(x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor:
     return x.new_empty((1, x.shape[1], rows))
+
+
+def _norm_linear_shape(x: Tensor, norm: Tensor, eps: float, weight: Tensor, units: Tensor) -> Tensor:
+    return x.new_empty((1, x.shape[1], weight.shape[0] * blocks.ROWS))
+
+
+def _residual_shape(x: Tensor, residual: Tensor, weight: Tensor, units: Tensor) -> Tensor:
+    return x.new_empty((1, x.shape[1], residual.shape[2]))
 
 
 _SHAPES: dict[str, Callable[..., Tensor]] = {
@@ -72,6 +86,9 @@ _SHAPES: dict[str, Callable[..., Tensor]] = {
     "observe": _observe_shape,
     "table_lookup": _table_lookup_shape,
     "table_product": _table_product_shape,
+    "norm_linear": _norm_linear_shape,
+    "add_linear": _residual_shape,
+    "swiglu_linear": _residual_shape,
 }
 
 

@@ -1,15 +1,13 @@
 """The token table: embedding and output matrix of a model with tied embeddings, stored once at 6 bits.
 
-Rows are interleaved in blocks of 8, so that one instruction multiplies four channels of eight rows. Of a block's 32
-channels that share scales, byte 4 r + c of a run of 32 belongs to row r and channel 4 q + c of some quads q:
+Of a block's 8 interleaved rows (blocks.py) and 32 channels that share scales:
 
-    codes uint8 [blocks, K / 32, 192]   4 runs: run i has the low 4 bits of quad i, then of quad i + 4
-                                        2 runs: run k has bits 4 and 5 of quads k, k + 2, k + 4, k + 6, lowest first
+    codes uint8 [blocks, K / 32, 192]   4 runs of 32: run i has the low 4 bits of quad i, then of quad i + 4
+                                        2 runs of 32: run k has bits 4 and 5 of quads k, k + 2, k + 4, k + 6
     scales float16 [blocks, K / 32, 8]  weight = (code - 32) * scale of the row
 
-6.5 bits a weight, scales included; a last block is padded with zeros. The output product quantizes each token's
-activations to int8 with one scale for every group of 32 channels, so that an outlier costs its own group only.
-`csrc/table.cpp` is the C++ twin.
+6.5 bits a weight, scales included; a last block is padded with zeros. The output product takes int8
+activations with a scale per token and group of 32. `csrc/table.cpp` is the C++ twin.
 """
 
 from __future__ import annotations
@@ -18,10 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32
+from adakv_model.blocks import (
+    GROUP,
+    ROWS,
+    from_quads,
+    pack_nibbles,
+    quantized_activations,
+    to_quads,
+    unpack_nibbles,
+)
+
 BITS = 6
 OFFSET = 1 << (BITS - 1)
-ROWS = 8
 BLOCK_BYTES = ROWS * GROUP * BITS // 8
 BITS_PER_WEIGHT = BITS + 16 / GROUP
 _CANDIDATES = 8  # scales tried for each group, down to 74 % of the one that reaches the largest weight
@@ -30,20 +36,17 @@ _CANDIDATES = 8  # scales tried for each group, down to 74 % of the one that rea
 def pack(codes: Tensor) -> Tensor:
     """uint8 [rows, K] with values below 64 -> uint8 [blocks, K / 32, 192]."""
     padded = F.pad(codes, (0, 0, 0, -codes.shape[0] % ROWS), value=OFFSET)
-    quads = padded.reshape(-1, ROWS, padded.shape[1] // GROUP, 8, 4).permute(0, 2, 3, 1, 4).flatten(3)  # [B, G, 8, 32]
-    nibbles = quads[:, :, :4] & 15 | (quads[:, :, 4:] & 15) << 4
+    quads = to_quads(padded)  # [B, G, 8, 32]
     high = (quads >> 4).unflatten(2, (4, 2))
     pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    return torch.cat((nibbles, pairs), dim=2).flatten(2)
+    return torch.cat((pack_nibbles(quads), pairs), dim=2).flatten(2)
 
 
 def unpack(packed: Tensor) -> Tensor:
     """Inverse of :func:`pack`, padding included: uint8 [8 blocks, K]."""
     nibbles, pairs = packed.unflatten(2, (6, 32)).split((4, 2), dim=2)
-    low = torch.cat((nibbles & 15, nibbles >> 4), dim=2)
     high = torch.cat([(pairs >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2)
-    quads = (low | high << 4).unflatten(3, (ROWS, 4))  # [B, G, 8, ROWS, 4]
-    return quads.permute(0, 3, 1, 2, 4).reshape(-1, packed.shape[1] * GROUP)
+    return from_quads(unpack_nibbles(nibbles) | high << 4)
 
 
 def quantize_table(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,13 +81,6 @@ def product(x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor:
     x = quantized_activations(x)
     parts = zip(codes.split(1024), scales.split(1024), strict=True)
     return torch.cat([F.linear(x, dequantize_table(c, s)) for c, s in parts], dim=-1)[..., :rows]
-
-
-def quantized_activations(x: Tensor) -> Tensor:
-    """x float32 [..., K] rounded to int8 with a scale per group of 32, as floats."""
-    groups = x.unflatten(-1, (-1, GROUP))
-    scale = groups.abs().amax(-1, keepdim=True) / 127
-    return (torch.round(groups / scale.clamp(min=1e-30)) * scale).flatten(-2)
 
 
 class TokenTable(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adakv_model import native
+from adakv_model.blocks import quantized_activations
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.table import (
     BLOCK_BYTES,
@@ -16,12 +17,11 @@ from adakv_model.table import (
     lookup,
     pack,
     product,
-    quantized_activations,
     unpack,
 )
 from adakv_model.table import quantize_table as quantize
 
-ISAS = ("baseline", "avx2", "avx512vnni", "dotprod")
+ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
 
 
 @pytest.fixture(scope="module")

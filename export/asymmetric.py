@@ -1,22 +1,18 @@
-"""4-bit asymmetric linear layers out of operations that XNNPACK has.
+"""Fits 4-bit asymmetric grids to the weights of linear layers (adakv_model/int4.py has the format).
 
-A Q4_1 checkpoint stores, for every group of 32 inputs, w = d * c + m with c in 0..15. XNNPACK's 4-bit kernels are
-symmetric, so with w = d * (c - 8) + b and b = m + 8 d:
-
-    y = W4 x + B s        W4: int4 codes c - 8 with a scale d per group     s: the sums of x over its groups of 32
-                          B: the offsets b, int8 per output row             (1/32 of the multiply-adds)
-
-Both products quantize their input to int8 per token. d is rounded to bfloat16, the type of XNNPACK's group scales
-(at most 1/64 of a step of the code), b to 8 bits. 4 + 16/32 + 8/32 bits a weight and a float per output row.
+A Q4_1 checkpoint stores, for every group of 32 inputs, w = d * c + m with c in 0..15: its codes are taken as they
+are. Steps and offsets then have 8 bits with units per row.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-GROUP = 32
+from adakv_model.blocks import GROUP
+from adakv_model.int4 import Int4Block, Int4NormLinear, Int4Weight, encode
+from adakv_model.model import Block, RMSNorm
+
 _LEVELS = 15
 # Range shrinkages tried for each end of a group's range, in sixteenths of the range (see `fit_groups`).
 _SHRINK = (0.0, 0.5, 1.0)
@@ -50,44 +46,27 @@ def fit_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return best
 
 
-class AsymmetricLinear(nn.Module):
-    """y = W x with W in groups of 32 on 4-bit asymmetric grids. x [1, T, K] -> [1, T, N]."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """weight: float [N, K], K a multiple of 32."""
-        super().__init__()
-        codes, step, low = fit_groups(weight)
-        step = step.bfloat16().float()
-        offsets = low + 8 * step  # of the rounded step, so that code 0 is exactly `low`
-        self.weight = nn.Parameter(_int_weight((codes - 8).flatten(1), step.squeeze(-1), 4), False)
-        offsets = offsets.squeeze(-1)
-        scale = offsets.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        self.offsets = nn.Parameter(_int_weight(torch.round(offsets / scale), scale, 8), False)
-        self.ones = nn.Parameter(torch.ones(1, GROUP), False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = x.shape[-1] // GROUP
-        # XNNPACK has no sum over the last dimension; a linear with one output is one.
-        sums = F.linear(x.reshape(1, -1, groups, GROUP), self.ones).reshape(1, -1, groups)
-        return F.linear(x, self.weight) + F.linear(sums, self.offsets)
+def int4_weight(weight: Tensor) -> Int4Weight:
+    """float [N, K] on 4-bit grids; N a multiple of 8, K of 32."""
+    codes, step, _ = fit_groups(weight)
+    return Int4Weight(*encode(weight, codes, step))
 
 
-def _int_weight(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """torchao's exportable weight, int8 activations per token. codes [N, K], scale [N, groups]."""
-    from torchao.quantization import IntxUnpackedToInt8Tensor
-    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-        IntxUnpackedToInt8TensorActivationQuantization as Activations,
+def int4_block(block: Block) -> Int4Block:
+    """The quantized form of a layer."""
+    mlp = block.mlp
+    gate_up = torch.cat((mlp.gate_proj.weight.data, mlp.up_proj.weight.data))
+    return Int4Block(
+        int4_norm_linear(block.attention_norm, block.qkv_proj.weight.data),
+        int4_weight(block.o_proj.weight.data),
+        int4_norm_linear(block.mlp_norm, gate_up),
+        int4_weight(mlp.down_proj.weight.data),
     )
 
-    return IntxUnpackedToInt8Tensor(
-        qdata=codes.to(torch.int8),
-        scale=scale,
-        zero_point=torch.zeros_like(scale, dtype=torch.int8),
-        target_dtype=getattr(torch, f"int{bits}"),
-        block_size=(1, codes.shape[1] // scale.shape[1]),
-        dtype=torch.float32,
-        activation_quantization=Activations.INT8_ASYM_PER_TOKEN,
-    )
+
+def int4_norm_linear(norm: RMSNorm, weight: Tensor) -> Int4NormLinear:
+    """A norm and the float matrix [N, K] that reads it."""
+    return Int4NormLinear(norm.weight.data, norm.eps, int4_weight(weight))
 
 
 def _round(groups: Tensor, step: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """torch.export and XNNPACK lowering of the model with its cache: one method, one bounded token dimension.
 
 What makes 30 layers lower in minutes rather than a quarter of an hour (measurements: docs/measuring.md):
-- each layer's dense work is one delegate: the cache operator takes the fused projections and does RoPE itself,
-  so nothing splits it;
+- each layer's dense work is one delegate, as the cache operator takes the fused projections and does RoPE itself, or,
+  with the default weights, four operators of our own;
 - the lean XNNPACK pass list: the stock list re-traces every delegate 17 times, of which this graph needs one;
 - to_edge decomposes once; to_edge_transform_and_lower traces the whole graph three times to find out that only
   `linear` must be preserved.
@@ -25,7 +25,6 @@ from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch.export import Dim, ExportedProgram
-from torch.fx import Node
 
 from adakv_model.config import LlamaConfig
 from adakv_model.model import Llama
@@ -65,48 +64,7 @@ def trace(model: Llama, plan: CachePlan) -> ExportedProgram:
     tokens = torch.arange(plan.chunk).unsqueeze(0)
     shapes = ({1: Dim("tokens", max=plan.chunk)} if plan.chunk > 1 else None, None)
     with torch.no_grad():
-        program = torch.export.export(model, (tokens, torch.tensor([0])), dynamic_shapes=shapes, strict=False)
-    return share_common_inputs(program)
-
-
-def share_common_inputs(program: ExportedProgram) -> ExportedProgram:
-    """Compute equal pure expressions once: the layers that read one input sum its groups once.
-
-    Not so quantization: XNNPACK's partitioner counts it as a part of one linear, and sharing it splits a layer in two
-    delegates.
-    """
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    written = {source for node in calls if _has_effects(node) for source in node.all_input_nodes}
-    first: dict[tuple, Node] = {}
-    for node in calls:
-        if _has_effects(node) or _quantizes(node) or not written.isdisjoint(node.all_input_nodes):
-            continue
-        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
-        if key in first:
-            node.replace_all_uses_with(first[key])
-            program.graph.erase_node(node)
-        else:
-            first[key] = node
-    program.graph_module.recompile()
-    return program
-
-
-def _has_effects(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.is_impure() or (schema is not None and schema.is_mutable)
-
-
-def _quantizes(node: Node) -> bool:
-    return getattr(node.target, "namespace", "") in ("torchao", "quantized_decomposed")
-
-
-def _frozen(value: object) -> object:
-    """A hashable copy of a node's arguments."""
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _frozen(item)) for key, item in value.items())
-    return (type(value), value)
+        return torch.export.export(model, (tokens, torch.tensor([0])), dynamic_shapes=shapes, strict=False)
 
 
 def lower(program: ExportedProgram, methods: dict[str, object]) -> EdgeProgramManager:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adakv_model.blocks import GROUP
 from adakv_model.checkpoint_weights import weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
 from adakv_model.model import Llama
-from adakv_model.table import GROUP, TableHead, TokenTable
-from export.asymmetric import AsymmetricLinear
+from adakv_model.table import TableHead, TokenTable
+from export.asymmetric import int4_block, int4_norm_linear
 
 DEFAULT_RECIPE = "8da4w-asym"
 # da: int8 activations per token; w: weight bits. asym: 4 bits with an offset per group of 32, exact for Q4_1
@@ -96,10 +97,11 @@ def _use_table(model: Llama, tied: bool) -> None:
 
 
 def _use_asymmetric(model: Llama) -> None:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and not name.startswith("cache."):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, AsymmetricLinear(module.weight.data))
+    for i, block in enumerate(model.blocks()):
+        model.layers[i] = int4_block(block)
+    if isinstance(model.lm_head, nn.Linear):
+        model.lm_head = int4_norm_linear(model.norm, model.lm_head.weight.data)  # type: ignore[assignment]
+        model.norm = nn.Identity()  # type: ignore[assignment]
 
 
 def _quantize_linears(model: Llama, recipe: str) -> None:

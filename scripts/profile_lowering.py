@@ -28,7 +28,9 @@ from adakv_model.tables import neutral_tables
 from export import lowering
 from export.android import build_exportable
 from export.quiet import quiet
-from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights
+from export.weights import default_embedding, quantize_weights
+
+RECIPE = "8da8w"  # one whose layers XNNPACK computes
 
 
 def trace(layers: int) -> ExportedProgram:
@@ -38,7 +40,7 @@ def trace(layers: int) -> ExportedProgram:
     tables = neutral_tables(config)
     planned = plan_cache(config, tables, CacheOptions())
     model = build_exportable(checkpoint, tables, planned)
-    quantize_weights(model, DEFAULT_RECIPE, default_embedding(DEFAULT_RECIPE))
+    quantize_weights(model, RECIPE, default_embedding(RECIPE))
     return lowering.trace(model, planned.plan)
 
 

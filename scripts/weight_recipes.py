@@ -9,12 +9,13 @@ out: a table on the terminal, --json, and one line for every result appended to 
 
 Losses are teacher-forced over an unquantized cache in windows spread over the text, with torchao's quantized modules
 (int8 activations simulated), as a paired difference to the float weights of the same checkpoint. A recipe whose
-result for the same checkpoint, text and windows is in --results already is not computed again.
+result for the same checkpoint, text and windows is in --results already is not computed again; an interrupted run
+continues at the window it was in.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +41,8 @@ from weights.shuffled import shuffled_channels
 from weights.speed import alternate
 
 TEXT = "wikitext2_test.txt.gz"
+FORMAT = 2  # raise it when the arithmetic of a recipe changes: stored results are then computed again
+Logits = Callable[[Tensor], Tensor]  # tokens int64 [1, T] -> float32 [T, V]
 app = typer.Typer(add_completion=False)
 
 
@@ -91,6 +94,10 @@ def parse(name: str) -> tuple[str, str]:
     return recipe, embedding or default_embedding(recipe)
 
 
+def _eager(model: Llama) -> Logits:
+    return lambda window: model(window, torch.tensor([0]))[0]
+
+
 class Scorer:
     """Losses of one checkpoint's recipes on the same windows; see the module's docstring."""
 
@@ -103,6 +110,7 @@ class Scorer:
         if shuffle:
             self.checkpoint = replace(checkpoint, weights=shuffled_channels(checkpoint))
         self.identity = {
+            "format": FORMAT,
             "checkpoint": checkpoint.source,
             "shuffled": shuffle,
             "text": {"name": source.name, "sha256": source.sha256},
@@ -112,15 +120,12 @@ class Scorer:
         self.work = cli.work_folder(default_cache_dir() / "weights", **self.identity)
 
     def recipe(self, recipe: str, embedding: str) -> dict[str, Any]:
-        bits: dict[str, float] = {}
-
-        def score() -> Tensor:
+        def build() -> tuple[Logits, dict[str, Any]]:
             model = self._model()
             quantize_weights(model, recipe, embedding)
-            bits.update(stored_bits(model, self.checkpoint.config))
-            return self._losses(f"{recipe}, {embedding}", lambda window: model(window, torch.tensor([0]))[0])
+            return _eager(model), stored_bits(model, self.checkpoint.config)
 
-        return self._row({"recipe": recipe, "embedding": embedding}, score, bits)
+        return self._row({"recipe": recipe, "embedding": embedding}, build)
 
     def artifact(self, artifact: Artifact) -> dict[str, Any]:
         """The same text through an exported program, which must hold a whole window."""
@@ -129,43 +134,47 @@ class Scorer:
                 f"the artifact holds {artifact.plan.context} tokens: pass --context {artifact.plan.context}"
             )
         manifest = artifact.manifest
-        digest = manifest["files"]["model.pte"]["sha256"]
 
-        def score() -> Tensor:
+        def build() -> tuple[Logits, dict[str, Any]]:
             host = artifact.load()
 
             def logits(window: Tensor) -> Tensor:
                 host.reset()
                 return host.prefill(window[0].tolist())
 
-            return self._losses("artifact", logits)
+            kv_bits = {"kv_bits": manifest["kv_cache"]["bits_per_value"]}
+            return logits, {**manifest["weights"], "program_bytes": manifest["files"]["model.pte"]["bytes"], **kv_bits}
 
-        key = {"recipe": manifest["quantize"], "embedding": manifest["embedding"], "program": digest}
-        size = {
-            "program_bytes": manifest["files"]["model.pte"]["bytes"],
-            "kv_bits": manifest["kv_cache"]["bits_per_value"],
-        }
-        return self._row(key, score, {**manifest["weights"], **size})
+        key = {"recipe": manifest["quantize"], "embedding": manifest["embedding"]}
+        return self._row({**key, "program": manifest["files"]["model.pte"]["sha256"]}, build)
 
     def _model(self) -> Llama:
         c = self.checkpoint
         return build_model(c.config, c.weights, FloatCache(c.config, self.context), prescale_norm=False)
 
     @torch.no_grad()
-    def _losses(self, title: str, logits: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = []
-        for window in cli.track(title, list(self.windows)):
+    def _losses(self, key: dict[str, Any], logits: Logits) -> Tensor:
+        """Loss of every prediction; each window's are kept as soon as they are known."""
+        folder = cli.work_folder(self.work, **key)
+
+        def score(window: Tensor) -> dict[str, Tensor]:
             prediction = logits(window[:-1].unsqueeze(0)).log_softmax(-1)
-            parts.append(-prediction.gather(1, window[1:].unsqueeze(1))[:, 0])
+            return {"loss": -prediction.gather(1, window[1:].unsqueeze(1))[:, 0]}
+
+        parts = [
+            cli.resumable(folder / f"{i}.safetensors", functools.partial(score, window))["loss"]
+            for i, window in cli.track(" ".join(key.values()), list(enumerate(self.windows)))
+        ]
         return torch.cat(parts)
 
-    def _row(self, key: dict[str, Any], score: Callable[[], Tensor], about: dict[str, Any]) -> dict[str, Any]:
-        """Paired difference to float weights; both losses are kept and reused."""
+    def _row(self, key: dict[str, Any], build: Callable[[], tuple[Logits, dict[str, Any]]]) -> dict[str, Any]:
+        """Paired difference to float weights."""
         known = self._known(key)
         if known is not None:
             return known
-        base = self._kept({"recipe": "float"}, lambda: self._float())
-        loss = self._kept(key, score)
+        base = self._losses({"recipe": "float"}, _eager(self._model()))
+        logits, about = build()
+        loss = self._losses(key, logits)
         difference = (loss - base).double()
         row = {
             **key,
@@ -182,14 +191,6 @@ class Scorer:
         with self.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         return row
-
-    def _float(self) -> Tensor:
-        model = self._model()
-        return self._losses("float weights", lambda window: model(window, torch.tensor([0]))[0])
-
-    def _kept(self, key: dict[str, Any], compute: Callable[[], Tensor]) -> Tensor:
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        return cli.resumable(self.work / f"{digest}.safetensors", lambda: {"loss": compute()})["loss"]
 
     def _known(self, key: dict[str, Any]) -> dict[str, Any] | None:
         if not self.results.is_file():

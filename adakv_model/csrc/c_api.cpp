@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "int4.h"
 #include "rows.h"
 #include "table.h"
 
@@ -92,7 +93,7 @@ ADAKV_API const char* adakv_row_kernels() { return adakv::row_kernels().name; }
 
 ADAKV_API int adakv_table_product(const char* isa, const uint8_t* codes, const uint16_t* scales, int64_t rows,
                                   int channels, const float* x, int count, float* out, int threads) {
-  const adakv::TableKernels* kernels = adakv::find_table_kernels(isa);
+  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
   if (kernels == nullptr) return 1;
   adakv::table_product({codes, scales, rows, channels}, x, count, out, with_threads(threads), *kernels);
   return 0;
@@ -101,4 +102,29 @@ ADAKV_API int adakv_table_product(const char* isa, const uint8_t* codes, const u
 ADAKV_API void adakv_table_lookup(const uint8_t* codes, const uint16_t* scales, int64_t rows, int channels,
                                   const int64_t* tokens, int count, float* out) {
   adakv::table_lookup({codes, scales, rows, channels}, tokens, count, out);
+}
+
+ADAKV_API int adakv_norm_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows, int channels,
+                                const float* x, const float* norm, float eps, int count, float* out, int threads) {
+  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  if (kernels == nullptr) return 1;
+  adakv::norm_linear(x, norm, eps, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
+  return 0;
+}
+
+ADAKV_API int adakv_add_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows, int channels,
+                               const float* x, const float* residual, int count, float* out, int threads) {
+  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  if (kernels == nullptr) return 1;
+  adakv::add_linear(x, residual, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
+  return 0;
+}
+
+ADAKV_API int adakv_swiglu_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows,
+                                  int channels, const float* gate_up, const float* residual, int count, float* out,
+                                  int threads) {
+  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  if (kernels == nullptr) return 1;
+  adakv::swiglu_linear(gate_up, residual, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
+  return 0;
 }

@@ -20,23 +20,23 @@ struct Example {
 
   Example(int rows, int channels, int count) : rows(rows), channels(channels), count(count) {
     Random random(uint64_t(rows * 7 + channels + count));
-    const int groups = channels / kTableGroup, blocks = (rows + kTableRows - 1) / kTableRows;
+    const int groups = channels / kGroup, blocks = (rows + kBlockRows - 1) / kBlockRows;
     codes.resize(size_t(blocks) * groups * kTableBlockBytes);
     for (uint8_t& byte : codes) byte = uint8_t(random.integer(0, 255));
-    for (int i = 0; i < blocks * groups * kTableRows; ++i) {
+    for (int i = 0; i < blocks * groups * kBlockRows; ++i) {
       scales.push_back(float_to_half(0.001f * float(random.integer(1, 1000))));
     }
     for (int i = 0; i < count * channels; ++i) x.push_back(float(random.integer(-1000, 1000)) * 0.01f);
-    for (int j = 0; j < kTableGroup; ++j) x[size_t(j)] = 0;  // a silent group
-    if (channels > 64) x[70] = 5000;                         // an outlier
+    for (int j = 0; j < kGroup; ++j) x[size_t(j)] = 0;  // a silent group
+    if (channels > 64) x[70] = 5000;                    // an outlier
     weights.assign(size_t(rows), std::vector<double>(size_t(channels)));
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < channels; ++c) {
-        const int quad = c % kTableGroup / 4, at = r / kTableRows * groups + c / kTableGroup;
-        const uint8_t* block = codes.data() + at * kTableBlockBytes + r % kTableRows * 4 + c % 4;
+        const int quad = c % kGroup / 4, at = r / kBlockRows * groups + c / kGroup;
+        const uint8_t* block = codes.data() + at * kTableBlockBytes + r % kBlockRows * 4 + c % 4;
         const int low = (block[quad % 4 * 32] >> (quad / 4 * 4)) & 15;
         const int high = (block[128 + quad % 2 * 32] >> (quad / 2 * 2)) & 3;
-        const double scale = half_to_float(scales[size_t(at * kTableRows + r % kTableRows)]);
+        const double scale = half_to_float(scales[size_t(at * kBlockRows + r % kBlockRows)]);
         weights[size_t(r)][size_t(c)] = (low + 16 * high - 32) * scale;
       }
     }
@@ -46,8 +46,8 @@ struct Example {
 };
 
 TEST(table_products_are_those_of_rounded_activations) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "dotprod"}) {
-    const TableKernels* kernels = find_table_kernels(name);
+  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
+    const BlockKernels* kernels = find_block_kernels(name);
     if (kernels == nullptr) continue;
     for (const auto& [rows, channels, count] : {std::array{1, 32, 1}, {130, 192, 5}, {64, 576, 4}, {65, 2048, 7}}) {
       const Example e(rows, channels, count);
@@ -55,12 +55,12 @@ TEST(table_products_are_those_of_rounded_activations) {
       table_product(e.table(), e.x.data(), count, out.data(), serial_for, *kernels);
       for (int t = 0; t < count; ++t) {
         std::vector<double> rounded, doubt;  // doubt: what a code halfway between two may add
-        for (int g = 0; g < channels; g += kTableGroup) {
+        for (int g = 0; g < channels; g += kGroup) {
           const float* x = e.x.data() + t * channels + g;
           double peak = 0;
-          for (int j = 0; j < kTableGroup; ++j) peak = std::max(peak, double(std::fabs(x[j])));
+          for (int j = 0; j < kGroup; ++j) peak = std::max(peak, double(std::fabs(x[j])));
           const double step = peak > 0 ? peak / 127 : 1;
-          for (int j = 0; j < kTableGroup; ++j) {
+          for (int j = 0; j < kGroup; ++j) {
             const double code = x[j] / step;
             rounded.push_back(std::nearbyint(code) * step);
             doubt.push_back(std::fabs(code - std::floor(code) - 0.5) < 1e-4 ? step : 0);
@@ -83,8 +83,8 @@ TEST(table_products_are_those_of_rounded_activations) {
 }
 
 TEST(table_products_do_not_depend_on_the_tokens_beside) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "dotprod"}) {
-    const TableKernels* kernels = find_table_kernels(name);
+  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
+    const BlockKernels* kernels = find_block_kernels(name);
     if (kernels == nullptr) continue;
     const Example e(70, 576, 9);
     std::vector<float> together(70 * 9), alone(70);
