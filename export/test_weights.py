@@ -120,3 +120,6 @@ def test_widths_that_are_no_multiple_of_the_group_are_refused() -> None:
     model = small_model(dataclasses.replace(SMALL, intermediate_size=SMALL.intermediate_size + 8))
     with pytest.raises(UserError, match="intermediate_size .* is not a multiple of 32: use --quantize 8da8w"):
         quantize_weights(model, "8da4w-asym", "table")
+    model = small_model(dataclasses.replace(SMALL, vocab_size=SMALL.vocab_size + 1, intermediate_size=128))
+    with pytest.raises(UserError, match="vocab_size .* is not a multiple of 8: use --embedding table"):
+        quantize_weights(model, "8da4w-asym", "8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adakv_model.blocks import GROUP
+from adakv_model.blocks import GROUP, ROWS
 from adakv_model.checkpoint_weights import weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
@@ -60,6 +60,8 @@ def check_widths(model: Llama, recipe: str, embedding: str) -> None:
             raise UserError(
                 f"{name} {width} is not a multiple of {size}: use --quantize 8da8w --embedding 8 for this checkpoint"
             )
+    if recipe == DEFAULT_RECIPE and embedding != "table" and c.vocab_size % ROWS:
+        raise UserError(f"vocab_size {c.vocab_size} is not a multiple of {ROWS}: use --embedding table")
 
 
 def stored_bits(model: Llama, config: LlamaConfig) -> dict[str, float]:
