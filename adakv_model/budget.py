@@ -111,7 +111,7 @@ def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
     """
     beyond = max(mean_bits - 2, 0.0)
     low = min(2 + 0.5 * beyond, 3.5)
-    return tuple(round(b, 2) for b in (low, max(min(2 + 1.1 * beyond, 5.5), low + 0.05), min(2.9 + beyond, 7.0)))
+    return tuple(float(round(b, 2)) for b in (low, max(min(2 + 1.1 * beyond, 5.5), low + 0.05), min(2.9 + beyond, 7.0)))
 
 
 def _check_budget(target: float, low: float, high: float, options: CacheOptions) -> None:
