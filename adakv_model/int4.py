@@ -22,6 +22,7 @@ from adakv_model.blocks import (
     from_quads,
     pack_nibbles,
     quantized_activations,
+    remembered,
     to_quads,
     unpack_nibbles,
 )
@@ -61,15 +62,18 @@ def decode(blocks: Tensor, units: Tensor) -> Tensor:
     return (centred * step.unsqueeze(-1) + offset.unsqueeze(-1)).flatten(1)
 
 
+_matrix = remembered(decode)
+
+
 def norm_linear(x: Tensor, norm: Tensor, eps: float, blocks: Tensor, units: Tensor) -> Tensor:
     """W (x / rms(x) * norm): x float32 [1, T, K], norm float32 [K] -> [1, T, N]."""
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * norm
-    return F.linear(quantized_activations(x), decode(blocks, units))
+    return F.linear(quantized_activations(x), _matrix(blocks, units))
 
 
 def add_linear(x: Tensor, residual: Tensor, blocks: Tensor, units: Tensor) -> Tensor:
     """residual + W x: x float32 [1, T, K], residual [1, T, N] -> [1, T, N]."""
-    return residual + F.linear(quantized_activations(x), decode(blocks, units))
+    return residual + F.linear(quantized_activations(x), _matrix(blocks, units))
 
 
 def swiglu_linear(gate_up: Tensor, residual: Tensor, blocks: Tensor, units: Tensor) -> Tensor:

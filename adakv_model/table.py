@@ -22,6 +22,7 @@ from adakv_model.blocks import (
     from_quads,
     pack_nibbles,
     quantized_activations,
+    remembered,
     to_quads,
     unpack_nibbles,
 )
@@ -69,6 +70,9 @@ def dequantize_table(codes: Tensor, scales: Tensor) -> Tensor:
     return (centred * scales.transpose(1, 2).flatten(0, 1).float().unsqueeze(-1)).flatten(1)
 
 
+_matrix = remembered(dequantize_table)
+
+
 def lookup(tokens: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     """tokens int64 [1, T] -> float32 [1, T, K]."""
     ids = tokens.flatten()
@@ -78,9 +82,7 @@ def lookup(tokens: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
 def product(x: Tensor, codes: Tensor, scales: Tensor, rows: int) -> Tensor:
     """x float32 [1, T, K] -> float32 [1, T, rows]."""
-    x = quantized_activations(x)
-    parts = zip(codes.split(1024), scales.split(1024), strict=True)
-    return torch.cat([F.linear(x, dequantize_table(c, s)) for c, s in parts], dim=-1)[..., :rows]
+    return F.linear(quantized_activations(x), _matrix(codes, scales))[..., :rows]
 
 
 class TokenTable(nn.Module):
