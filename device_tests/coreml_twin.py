@@ -26,9 +26,9 @@ def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     controller = None
     if artifact.plan.adaptive:
         controller = Controller(tables.scorer, tuple(artifact.manifest["controller"]["thresholds"])).eval()
-    recipe = artifact.manifest["weights"]
+    recipe, vocabulary = artifact.manifest["weights"], checkpoint.config.vocab_size
     weights = {
-        name: rounded(value, recipe) if value.ndim == 2 else value.half().float()
+        name: rounded(value, recipe, vocabulary) if value.ndim == 2 else value.half().float()
         for name, value in checkpoint.weights.items()
     }
     cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, controller)

@@ -3,6 +3,8 @@
 Both are ML Program `constexpr_blockwise_shift_scale` constants, w = scale (code - offset). coremltools' own int4 has an
 integer zero point; the offset may also be fp16, and then a Q4_1 checkpoint (w = d c + m, groups of 32) comes out as it
 went in: d is the scale and -m / d the offset. Compressed are the linears' and the embedding's weights, nothing else.
+int4 keeps the token table, which is the output layer too where a checkpoint ties them, in int8: Q4_1 files also hold it
+at more bits than the layers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,12 @@ from torch import Tensor
 WEIGHTS = ("fp16", "int8", "int4")
 GROUP_SIZE = 32
 SMALLEST_WEIGHT = 1 << 15  # elements; smaller ones (the controller) stay fp16
+TABLE_RECIPES = {"int4": "int8"}  # of the token table and the output layer, where it is not the package's own
+
+
+def recipe_of(recipe: str, rows: int, vocab_size: int) -> str:
+    """How a package of this recipe stores a weight of so many rows: a row for every token makes a table."""
+    return TABLE_RECIPES.get(recipe, recipe) if rows == vocab_size else recipe
 
 
 def quantize_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,8 +48,9 @@ def quantize_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return np.clip(codes, 0, 15).astype(np.uint8).reshape(n, k), scale, offset
 
 
-def rounded(weight: Tensor, recipe: str) -> Tensor:
+def rounded(weight: Tensor, recipe: str, vocab_size: int) -> Tensor:
     """A weight [N, K] as the package holds it, in float32."""
+    recipe = recipe_of(recipe, weight.shape[0], vocab_size)
     if recipe == "fp16" or weight.numel() < SMALLEST_WEIGHT:
         return weight.half().float()
     half = weight.half().numpy()
@@ -91,8 +100,10 @@ def register_pass_once() -> None:
             return "linear" in users or ("gather" in users and var.shape[0] == self.vocab_size)
 
         def _constexpr(self, op: Any) -> Any:
-            name, weight = op.name + "_" + self.recipe, op.outputs[0].val
-            if self.recipe == "int8":
+            weight = op.outputs[0].val
+            recipe = recipe_of(self.recipe, weight.shape[0], self.vocab_size)
+            name = f"{op.name}_{recipe}"
+            if recipe == "int8":
                 codes, scale = quantize_int8(weight)
                 return mb.constexpr_blockwise_shift_scale(data=codes, scale=scale, before_op=op, name=name)
             codes, scale, offset = quantize_int4(weight)

@@ -189,7 +189,7 @@ def test_int4_reproduces_q4_1_weights() -> None:
     packed, _, _ = quantize_int4(weight)
     assert np.array_equal(packed.reshape(codes.shape), codes)
     big = np.tile(weight, (8, 1))
-    error = np.abs(rounded(torch.from_numpy(big), "int4").numpy() - big).max()
+    error = np.abs(rounded(torch.from_numpy(big), "int4", 7).numpy() - big).max()
     assert error < 0.02 * d.max()
 
 
@@ -197,3 +197,9 @@ def test_int8_rows_are_within_half_a_step() -> None:
     weight = np.random.default_rng(1).normal(0, 0.1, (16, 64)).astype(np.float16)
     codes, scale = quantize_int8(weight)
     assert (np.abs(codes * scale.astype(np.float32) - weight) <= 0.51 * scale.astype(np.float32)).all()
+
+
+def test_an_int4_package_keeps_the_token_table_at_8_bits() -> None:
+    weight = torch.from_numpy(np.random.default_rng(2).normal(0, 0.1, (1024, 64)).astype(np.float32))
+    assert torch.equal(rounded(weight, "int4", 1024), rounded(weight, "int8", 1024))
+    assert not torch.equal(rounded(weight, "int4", 1000), rounded(weight, "int8", 1000))
