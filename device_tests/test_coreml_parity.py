@@ -46,6 +46,7 @@ MAX_OTHER_CODES = {"fp32": 0.01, "fp16": 0.08}  # share of packed codes that dif
 GREEDY_GAP = 0.5  # logits between a greedy token and the reference's own choice on the same prefix
 
 
+CODES_BETWEEN_FORMS = 2e-4  # share that may differ between states and int8 inputs
 FORMS = {"states": (), "int8": ("--deployment-target", "iOS26", "--cache-io", "int8")}
 
 
@@ -244,7 +245,8 @@ def test_manifest_describes_the_saved_package(artifact: Artifact) -> None:
 
 
 def test_both_forms_hold_the_same_codes(request: pytest.FixtureRequest, tokens: list[int]) -> None:
-    """One plan, two places: nothing but rounding that is off ("fp32") can tell them apart."""
+    """One plan, two places, and rounding off ("fp32"). The first layer's codes are equal. Later ones may differ by a
+    level at a tie: a band's gain is no power of two, and the two forms multiply digits of different widths with it."""
     if request.config.getoption("--artifact"):
         pytest.skip("needs the two exports of this module")
     source = request.getfixturevalue("two_layers")
@@ -252,8 +254,13 @@ def test_both_forms_hold_the_same_codes(request: pytest.FixtureRequest, tokens: 
     logits, again = one.prefill(tokens), other.prefill(tokens)
     assert np.array_equal(one.plans, other.plans)
     for layer in range(one.plan.n_layers):
-        for tier, rows in enumerate(one.tier_counts()):
-            if rows:
-                codes = package_codes(one, layer, tier, rows)
-                assert np.array_equal(codes, package_codes(other, layer, tier, rows)), (layer, tier)
-    np.testing.assert_allclose(again, logits, rtol=0, atol=1e-3)
+        gaps = [
+            np.abs(package_codes(one, layer, tier, rows) - package_codes(other, layer, tier, rows)).ravel()
+            for tier, rows in enumerate(one.tier_counts())
+            if rows
+        ]
+        gap = np.concatenate(gaps)
+        print(f"layer {layer}: {int((gap > 0).sum())} of {gap.size} codes differ between the forms")
+        assert gap.max() <= (1 if layer else 0)
+        assert (gap > 0).mean() <= CODES_BETWEEN_FORMS
+    np.testing.assert_allclose(again, logits, rtol=0, atol=0.02)  # what one code more or less moves
