@@ -29,6 +29,12 @@ class ImportanceScorer(nn.Module):
         return self.score(torch.relu(self.hidden(features)))
 
 
+def tier_terms(thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """rank, offsets: float32 [K] with tier logits = rank * score - offsets."""
+    rank = torch.arange(len(thresholds) + 1, dtype=torch.float32)
+    return rank, torch.tensor([0.0, *thresholds], dtype=torch.float32).cumsum(0)
+
+
 class Controller(nn.Module):
     """features float32 [T, 8] -> tier logits float32 [T, K]."""
 
@@ -37,8 +43,7 @@ class Controller(nn.Module):
         width = scorer.hidden.out_features
         self.hidden = nn.Linear(len(FEATURES), width)
         self.tier = nn.Linear(width, len(thresholds) + 1)
-        rank = torch.arange(len(thresholds) + 1, dtype=torch.float32)
-        offsets = torch.tensor([0.0, *thresholds], dtype=torch.float32).cumsum(0)
+        rank, offsets = tier_terms(thresholds)
         with torch.no_grad():
             self.hidden.load_state_dict(scorer.hidden.state_dict())
             self.tier.weight.copy_(rank.unsqueeze(1) * scorer.score.weight)

@@ -11,7 +11,7 @@
     paper                     naive rows of {2, 4, 8, 16} bits a token, chosen from the paper's four features
                               (arXiv 2604.04722), 16 bits while in the window
 
-`adaptive`, `tables`, `random`, `rarity`, `entropy`, `recency` and `paper` take a bit budget.
+Those in `BUDGETED` take a bit budget.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from adakv_model import budget
 from adakv_model.baselines import AsymmetricRows, ExactRows, SymmetricRows
 from adakv_model.budget import DEFAULT_BITS, CacheOptions, plan_cache
 from adakv_model.checkpoint_weights import Checkpoint
@@ -37,6 +38,7 @@ from adakv_model.tables import CalibrationTables
 RULES = {"rarity": ("log_frequency", -1.0), "entropy": ("entropy", 1.0)}
 PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")
 PAPER_TIERS = (2, 4, 8, 16)
+BUDGETED = (*budget.BUDGETED, "random", *RULES, "recency", "paper")
 WIDTHS = (8, 4, 3, 2)
 NAMES = (
     "fp16",
@@ -90,7 +92,7 @@ def make_policy(
         return _paper(checkpoint, tables, options)
     if name == "recency":
         return _recency(checkpoint, tables, options)
-    budgeted = name in ("tables", "adaptive", "random", *RULES)
+    budgeted = name in BUDGETED
     kind = name if not budgeted or name == "tables" else "adaptive"
     kv_bits = (options.kv_bits or DEFAULT_BITS) if budgeted else None
     options = replace(options, policy=kind, kv_bits=kv_bits)

@@ -23,11 +23,11 @@ from adakv_model import artifact as artifacts
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.policies import NAMES
+from adakv_model.policies import BUDGETED, NAMES
 from evaluation import results
 from evaluation.bench import console, open_bench
 from evaluation.data import TASKS
-from evaluation.policies import BUDGETED, REFERENCE, PolicySpec, parse_policy
+from evaluation.policies import REFERENCE, PolicySpec, parse_policy
 from evaluation.runner import MIN_TOKENS, Evaluator, Task, compare, evaluate_policy, header
 from evaluation.scorers import open_artifact
 from training import cli

@@ -23,12 +23,12 @@ from rich.table import Table
 from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.policies import NAMES
+from adakv_model.policies import BUDGETED, NAMES
 from adakv_model.text import codec_for
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.data import load_text
-from evaluation.policies import BUDGETED, REFERENCE, PolicySpec
+from evaluation.policies import REFERENCE, PolicySpec
 from evaluation.store import ItemStore
 from training import cli
 

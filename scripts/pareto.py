@@ -19,10 +19,11 @@ import typer
 from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.policies import BUDGETED
 from evaluation import frontier, results
 from evaluation.bench import console, open_bench
 from evaluation.data import TEXT_TASK
-from evaluation.policies import BUDGETED, PolicySpec, parse_policy
+from evaluation.policies import PolicySpec, parse_policy
 from evaluation.runner import MIN_TOKENS, Evaluator, Task, evaluate_policy
 from training import cli
 

@@ -35,7 +35,7 @@ from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
 from training import cli, fit, text
 from training.collect import Settings, WindowRecord, collect
-from training.on_policy import Divergence, OnPolicy, Trainer
+from training.on_policy import Judge, OnPolicy, Trainer
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
 BUDGETS = "2.5,2.75,3.25,4"
@@ -201,7 +201,7 @@ def tune(
     Divergences are in nats a token, by budget, of the fitted, the paper's and the tuned score.
     """
     judges = {
-        name: Divergence(checkpoint, tables, windows[rest::4][:JUDGED, : policy.tokens])
+        name: Judge(checkpoint, tables, windows[rest::4][:JUDGED, : policy.tokens])
         for name, rest in (("select", 2), ("held_out", 3))
     }
     judged_at = policy.budgets[1:3]
@@ -212,7 +212,7 @@ def tune(
     candidates["tuned"] = tuned
     kl = {
         part: {
-            name: {str(b): judge.of(one, policy.options(b)).tolist() for b in judged_at}
+            name: {str(b): judge.of(one, policy.options(b)) for b in judged_at}
             for name, one in cli.track(part, list(candidates.items()))
         }
         for part, judge in judges.items()

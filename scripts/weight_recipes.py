@@ -167,12 +167,16 @@ class Scorer:
         ]
         return torch.cat(parts)
 
+    @functools.cached_property
+    def _float_losses(self) -> Tensor:
+        return self._losses({"recipe": "float"}, _eager(self._model()))
+
     def _row(self, key: dict[str, Any], build: Callable[[], tuple[Logits, dict[str, Any]]]) -> dict[str, Any]:
         """Paired difference to float weights."""
         known = self._known(key)
         if known is not None:
             return known
-        base = self._losses({"recipe": "float"}, _eager(self._model()))
+        base = self._float_losses
         logits, about = build()
         loss = self._losses(key, logits)
         difference = (loss - base).double()

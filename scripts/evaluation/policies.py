@@ -9,7 +9,7 @@ from typing import Any
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.policies import NAMES, Policy, make_policy
+from adakv_model.policies import BUDGETED, NAMES, Policy, make_policy
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from evaluation.scorers import SimulatorScorer
 from training.cli import digest_of
@@ -17,7 +17,6 @@ from training.cli import digest_of
 REFERENCE = "fp16"
 STATIC_WIDTHS = (2, 3, 4, 8)
 UNCALIBRATED = (REFERENCE, "naive", "kivi")
-BUDGETED = ("adaptive", "tables", "random", "rarity", "entropy", "recency", "paper")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ every layer's side at the widths which that gives, then K and V once more, becau
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from adakv_model.quantizer import GAINS, ScaleMode
 from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 from training.cli import digest_of, resumable, track, work_folder
+from training.divergence import divergence, exact_log_probs
 
 PROBE_BITS = 2.5  # of a code, on average, in the rows that are measured
 PROBE_TOKENS = 1024
@@ -62,17 +63,17 @@ class Probe:
     recent: int
     work: Path
 
+    @property
+    def tokens(self) -> Tensor:
+        return self.window[:PROBE_TOKENS]
+
     @cached_property
     def options(self) -> CacheOptions:
-        tokens = min(PROBE_TOKENS, len(self.window))
-        return CacheOptions(context=tokens, window=self.recent, policy="static-2")
+        return CacheOptions(context=len(self.tokens), window=self.recent, policy="static-2")
 
     @cached_property
     def expected(self) -> Tensor:
-        """Log probabilities under the exact cache: float32 [T, V]."""
-        logits: list[Tensor] = []
-        self._run("fp16", None, logits.append)
-        return torch.cat(logits, dim=1)[0].log_softmax(-1)
+        return exact_log_probs(self.checkpoint, self.tables, self.tokens)
 
     def plan(self) -> CachePlan:
         """What the tables, as they are now, give at PROBE_BITS."""
@@ -85,7 +86,7 @@ class Probe:
         if mode is not None:
             plan = replace(plan, scale_modes=np.full_like(plan.scale_modes, mode))
         identity = digest_of(
-            self.window[:PROBE_TOKENS],
+            self.tokens,
             *(getattr(self.tables, name) for name in ("k_mean", "v_mean", "k_transform")),
             *(torch.from_numpy(np.stack([x[i, :, j] for i, j in parts])) for x in (plan.unit_bits, plan.scale_modes)),
         )
@@ -94,22 +95,10 @@ class Probe:
         return float(resumable(folder / name, lambda: {"cost": self._divergence(plan, parts)})["cost"])
 
     def _divergence(self, plan: CachePlan, parts: list[Part]) -> Tensor:
-        position, total = 0, 0.0
-
-        def add(logits: Tensor) -> None:
-            nonlocal position, total
-            p = self.expected[position : position + logits.shape[1]]
-            total += float((p.exp() * (p - logits[0].log_softmax(-1))).sum())
-            position += logits.shape[1]
-
-        self._run(self.options.policy, SomeRows(plan, self.tables, parts), add)
-        return torch.tensor(total / position)
-
-    def _run(self, name: str, rows: PlanRows | None, on_logits: Callable[[Tensor], None]) -> None:
-        policy = make_policy(name, self.checkpoint, self.tables, self.options)
-        simulator = Simulator(self.checkpoint, policy if rows is None else replace(policy, rows=rows), self.tables)
-        tokens = self.window[: self.options.context].unsqueeze(0)
-        simulator.score(tokens, on_logits=lambda _, logits: on_logits(logits))
+        policy = make_policy(self.options.policy, self.checkpoint, self.tables, self.options)
+        policy = replace(policy, rows=SomeRows(plan, self.tables, parts))
+        simulator = Simulator(self.checkpoint, policy, self.tables)
+        return torch.tensor(divergence(simulator, self.tokens, self.expected))
 
 
 def hash_of(parts: list[Part]) -> str:

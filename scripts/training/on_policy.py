@@ -22,13 +22,14 @@ from torch import Tensor
 
 from adakv_model.budget import CacheOptions, plan_cache
 from adakv_model.checkpoints import Checkpoint
-from adakv_model.controller import ImportanceScorer
+from adakv_model.controller import ImportanceScorer, tier_terms
 from adakv_model.model import build_model
 from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import make_policy
 from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 from training.cli import digest_of, track, work_folder
+from training.divergence import divergence, exact_log_probs
 from training.fit import quantiles
 from training.soft_cache import SoftTierCache
 
@@ -52,36 +53,18 @@ class OnPolicy:
         return CacheOptions(context=self.tokens, window=self.window, policy="adaptive", kv_bits=budget)
 
 
-class Divergence:
-    """KL to the exact cache in nats a token, of each window int64 [W, T], decisions as the cache makes them."""
+class Judge:
+    """Divergence of each window int64 [W, T] under any tables."""
 
     def __init__(self, checkpoint: Checkpoint, tables: CalibrationTables, windows: Tensor) -> None:
         self.checkpoint, self.windows = checkpoint, windows
         self.expected = [exact_log_probs(checkpoint, tables, window) for window in windows]
 
-    def of(self, tables: CalibrationTables, options: CacheOptions) -> Tensor:
-        """float64 [W]."""
+    def of(self, tables: CalibrationTables, options: CacheOptions) -> list[float]:
+        """In nats a token: [W]."""
         policy = make_policy(options.policy, self.checkpoint, tables, options)
-        simulator, totals = Simulator(self.checkpoint, policy, tables), []
-        for window, expected in zip(self.windows, self.expected, strict=True):
-            total = torch.zeros((), dtype=torch.float64)
-
-            def add(at: int, logits: Tensor, expected: Tensor = expected, total: Tensor = total) -> None:
-                p = expected[at : at + logits.shape[1]]
-                total += (p.exp() * (p - logits[0].log_softmax(-1))).sum().double()
-
-            simulator.score(window.unsqueeze(0), on_logits=add)
-            totals.append(total / len(window))
-        return torch.stack(totals)
-
-
-def exact_log_probs(checkpoint: Checkpoint, tables: CalibrationTables, window: Tensor) -> Tensor:
-    """Under the unquantized cache: float32 [T, V]. window: int64 [T]."""
-    policy = make_policy("fp16", checkpoint, tables, CacheOptions(context=len(window), window=1))
-    parts: list[Tensor] = []
-    simulator = Simulator(checkpoint, policy, tables)
-    simulator.score(window.unsqueeze(0), on_logits=lambda _, logits: parts.append(logits.log_softmax(-1)))
-    return torch.cat(parts, dim=1)[0]
+        simulator = Simulator(self.checkpoint, policy, tables)
+        return [divergence(simulator, w, e) for w, e in zip(self.windows, self.expected, strict=True)]
 
 
 class Trainer:
@@ -145,8 +128,7 @@ class Trainer:
         self.log.append({name: round(value, 6) for name, value in entry.items()})
 
     def _controller(self, thresholds: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
-        rank = torch.arange(len(thresholds) + 1, dtype=torch.float32)
-        offsets = torch.tensor([0.0, *thresholds], dtype=torch.float32).cumsum(0)
+        rank, offsets = tier_terms(thresholds)
         return lambda inputs: rank * self.scorer(inputs) - offsets
 
     def _features(self, window: Tensor, budget: float) -> Tensor:
