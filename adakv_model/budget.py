@@ -106,8 +106,7 @@ def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
     """Mean bits of a code in the three narrow tiers of a cache whose older tokens have `mean_bits` on average.
 
     The first bits beyond 2 go to the few bands that cause most of the damage, so a tier of 2 bits throughout costs
-    several times one of 2.2: the tiers stay close to the mean. Within 2 % of the best choice on a grid, by predicted
-    damage at 2.1 to 5 bits (docs/training.md).
+    several times one of 2.2: the tiers stay close to the mean (docs/training.md).
     """
     beyond = max(mean_bits - 2, 0.0)
     low = min(2 + 0.5 * beyond, 3.5)
