@@ -175,8 +175,9 @@ def print_report(manifest: dict, console: Console) -> None:
         f" {cache['context']} tokens, {states['bits_per_value']:.2f} bits a value,"
         f" {100 * states['share_of_fp16']:.1f} % of fp16",
     )
-    tiers = ", ".join(f"{t['capacity']} at {t['mean_stored_bits']:.2f}" for t in cache["tiers"] if t["capacity"])
-    table.add_row("tokens by stored bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}")
+    stored = states["row_bits_per_value"]
+    tiers = [f"{t['capacity']} at {stored[str(t['bits'])]:.2f}" for t in cache["tiers"] if t["capacity"]]
+    table.add_row("tokens by bits a value, padding included", ", ".join([f"window {cache['window']}", *tiers]))
     for name, f in report["functions"].items():
         moved = f["bytes_per_call"]
         table.add_row(

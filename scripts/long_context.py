@@ -64,6 +64,7 @@ def main(
     tables: Annotated[Path | None, typer.Option(help="Calibration tables. [default: the shipped ones]")] = None,
     work_dir: Annotated[Path | None, typer.Option(help="Results of single items.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the sequences scored at once.")] = 2.0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Compare a policy with fp16 on long texts."""
@@ -75,7 +76,7 @@ def main(
     places = results.numbers("--depths", depths)
     if any(not 0 <= place <= 1 for place in places):
         raise UserError(f"--depths {depths}: each lies between 0 and 1")
-    bench = open_bench(model, checkpoint, tables, work_dir, fresh=fresh)
+    bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits)
     specs = {size: replace(spec, context=size) for size in sizes} | ({context: spec} if tokens else {})
     for one in specs.values():
@@ -144,7 +145,13 @@ def retrieve(
         store = bench.store(title, data, one.identity(bench.tables))
         missing = sum(needle.tokens for needle in prompts if needle.key not in store)
         with bench.progress(title, missing) as advance:
-            needles.score_needles(lambda: one.simulator(bench.checkpoint, bench.tables), prompts, store, advance)
+            needles.score_needles(
+                lambda: one.simulator(bench.checkpoint, bench.tables),
+                prompts,
+                store,
+                bench.batch(data["length"]),
+                advance,
+            )
         return store
 
     fp16 = scored(spec.named(REFERENCE))

@@ -37,20 +37,21 @@ def test_a_passkey_prompt_hides_the_fact_at_its_depth(codec: TextCodec) -> None:
         fact = f"is{answer}."
         assert prompt.count(fact) == 1
         assert not any(other in prompt for other in others)
-        assert len(needle.prompt) + len(needle.candidates[0]) == 400
+        assert len(needle.prompt) == 400 - needles.ANSWER
+        assert max(map(len, needle.candidates)) <= needles.ANSWER
         before = len(codec.encode(prompt[: prompt.index(fact)]))
         low, high = {0.0: (0.0, 0.05), 0.25: (0.2, 0.3), 1.0: (0.85, 0.95)}[needle.depth]
         assert low <= before / 400 <= high
 
 
 def test_a_key_value_prompt_asks_for_one_of_its_facts(codec: TextCodec) -> None:
-    for needle in needles.build(codec, [], "key-value", 400, (0.5,), trials=3):
+    for needle in needles.build(codec, codec.encode(TEXT), "key-value", 400, (0.5,), trials=3):
         prompt = codec.decode(needle.prompt)
         name = prompt.rsplit("number of ", 1)[1].removesuffix(" is")
         answers = [codec.decode(candidate) for candidate in needle.candidates]
         assert f"The secret number of {name} is{answers[0]}." in prompt
         assert all(f"is{answer}." in prompt for answer in answers)
-        assert 380 <= len(needle.prompt) + len(needle.candidates[0]) <= 400
+        assert len(needle.prompt) == 400 - needles.ANSWER
 
 
 def test_prompts_repeat_by_seed(codec: TextCodec) -> None:
@@ -75,6 +76,20 @@ def test_the_default_model_finds_a_passkey(default_checkpoint: Checkpoint, codec
     needles.score_needles(lambda: simulator, prompts, store)
     assert positions.retention(prompts, store, store)["greedy"]["retention"] == 1.0
     assert positions.retention(prompts, store, store)["rank"]["retention"] == 1.0
+
+
+def test_prompts_score_alike_alone_and_together(
+    default_checkpoint: Checkpoint, codec: TextCodec, tmp_path: Path
+) -> None:
+    prompts = needles.build(codec, codec.encode(TEXT), "key-value", 160, (0.2, 0.8), trials=1)
+    tables = load_tables(default_checkpoint, None)
+    simulator = PolicySpec("static-4", context=160).simulator(default_checkpoint, tables)
+    alone, together = (ItemStore(tmp_path, name, {}) for name in ("alone", "together"))
+    needles.score_needles(lambda: simulator, prompts, alone)
+    needles.score_needles(lambda: simulator, prompts, together, batch=2 * needles.CANDIDATES)
+    for prompt in prompts:
+        assert together[prompt.key]["log_likelihood"] == pytest.approx(alone[prompt.key]["log_likelihood"], abs=0.05)
+        assert together[prompt.key]["bits"] == alone[prompt.key]["bits"]
 
 
 def test_buckets_cover_every_predicted_position_once() -> None:

@@ -21,6 +21,7 @@ from evaluation.store import ItemStore
 
 KINDS = ("passkey", "key-value")
 CANDIDATES = 5
+ANSWER = 16  # tokens of a prompt's length kept free for the answer
 NAMES = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "ivory", "jetty", "koala", "lemon",
          "maple", "north", "olive", "pearl", "quartz", "river", "storm", "tulip")  # fmt: skip
 
@@ -49,7 +50,7 @@ class Needle:
 def build(
     codec: TextCodec, text: Sequence[int], kind: str, length: int, depths: Sequence[float], trials: int, seed: int = 0
 ) -> list[Needle]:
-    """Prompts of `length` tokens, answer included: every depth `trials` times. Raises UserError if they do not fit."""
+    """Prompts of `length` - ANSWER tokens: every depth `trials` times. Raises UserError if they do not fit."""
     if kind not in KINDS:
         raise UserError(f"unknown kind of retrieval {kind!r}: one of {', '.join(KINDS)}")
     made = []
@@ -65,23 +66,28 @@ def score_needles(
     scorer: Callable[[], Scorer],
     needles: Sequence[Needle],
     store: ItemStore,
+    batch: int = CANDIDATES,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> None:
     """Make the missing records: `log_likelihood` of each candidate, `greedy` (the right one is what greedy decoding
-    writes), `bits` at the prompt's end."""
+    writes), `bits` at the prompt's end. Prompts have one length; batch: sequences at once, one for each candidate."""
     missing = [needle for needle in needles if needle.key not in store]
     if not missing:
         return
-    model = scorer()
-    for needle in missing:
-        (scored,) = model.score_continuations(torch.tensor([needle.prompt]), [needle.candidates])
-        record = {
-            "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
-            "greedy": bool(scored[0].greedy.all()),
-            "bits": float(scored[0].stored_bits),
-        }
-        store.add(needle.key, record)
-        advance(needle.tokens)
+    model, size = scorer(), max(1, batch // CANDIDATES)
+    for begin in range(0, len(missing), size):
+        group = missing[begin : begin + size]
+        prompts = torch.tensor([needle.prompt for needle in group])
+        for needle, scored in zip(
+            group, model.score_continuations(prompts, [needle.candidates for needle in group]), strict=True
+        ):
+            record = {
+                "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
+                "greedy": bool(scored[0].greedy.all()),
+                "bits": float(scored[0].stored_bits),
+            }
+            store.add(needle.key, record)
+            advance(needle.tokens)
 
 
 def _fact(name: str, number: str) -> str:
@@ -105,7 +111,7 @@ def _passkey(
     name, answers = draw.choice(NAMES), _numbers(draw, CANDIDATES)
     question, candidates = _question(codec, name, answers)
     fact = codec.encode(f"\n\n{_fact(name, answers[0])}\n\n")
-    room = length - len(fact) - len(question) - max(map(len, candidates))
+    room = length - ANSWER - len(fact) - len(question)
     if room < 1 or room >= len(text):
         raise UserError(f"a passkey prompt of {length} tokens does not fit the text: choose other --lengths")
     start = draw.randrange(len(text) - room)
@@ -122,17 +128,17 @@ def _key_value(
     numbers = _numbers(draw, len(names))
     question, candidates = _question(codec, names[0], numbers[:CANDIDATES])
     facts = [codec.encode(f"\n{_fact(*pair)}") for pair in zip(names, numbers, strict=True)]
-    room, others = length - len(question) - max(map(len, candidates)) - len(facts[0]), []
+    room, others = length - ANSWER - len(question) - len(facts[0]), []
     for fact in facts[1:]:
         if len(fact) > room:
             break
         others.append(fact)
         room -= len(fact)
-    if len(others) < CANDIDATES - 1:
+    if len(others) < CANDIDATES - 1 or room > len(text):
         raise UserError(f"a key-value prompt needs more than {length} tokens: choose other --lengths")
     place = round(depth * len(others))
     # The distractors come first in `others`; shuffled, they lie anywhere.
     draw.shuffle(others)
     ordered = [*others[:place], facts[0], *others[place:]]
-    prompt = [token for fact in ordered for token in fact] + question
+    prompt = [*text[:room], *(token for fact in ordered for token in fact), *question]  # a few words fill what is left
     return Needle("key-value", length, depth, trial, tuple(prompt), tuple(map(tuple, candidates)))
