@@ -22,11 +22,13 @@ import torch
 from adakv_model.artifact import Artifact
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.errors import UserError
-from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
+from adakv_model.model import build_model
 from device_tests.coreml_eval import Precision
 from device_tests.coreml_run import CoreMLModel
 from device_tests.coreml_small import TABLES, few_layers
 from device_tests.coreml_twin import package_codes, reference_codes, tiers_of, twin
+from device_tests.coreml_weights import load_package_weights
 from device_tests.exporting import run_export
 from device_tests.parity.compare import Agreement, TieSync, run_eager, synchronise
 from device_tests.parity.eager import checkpoint_of
@@ -89,6 +91,16 @@ def model(request: pytest.FixtureRequest, artifact: Artifact) -> CoreMLModel:
 @pytest.fixture(scope="module")
 def tokens(artifact: Artifact) -> list[int]:
     return artifact.codec.encode(TEXT)[: min(TOKENS, artifact.plan.context)]
+
+
+def test_a_package_gives_back_its_weights(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    model = build_model(checkpoint.config, checkpoint.weights, FloatCache(checkpoint.config, 8))
+    assert load_package_weights(model, artifact.program) == 5 * checkpoint.config.n_layers + 2
+    expected = twin(artifact, checkpoint)
+    torch.testing.assert_close(model.embed_tokens.weight, expected.embed_tokens.weight, rtol=1e-3, atol=1e-4)
+    for block, other in zip(model.blocks(), expected.blocks(), strict=True):
+        torch.testing.assert_close(block.qkv_proj.weight, other.qkv_proj.weight, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(block.mlp.down_proj.weight, other.mlp.down_proj.weight, rtol=1e-3, atol=1e-3)
 
 
 def eager(

@@ -24,12 +24,14 @@ from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
+from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
-from training import cli, text
+from training import cli
 from training.collect import Settings, WindowRecord, collect, mean_rows
 from training.fit import QUANTILES, spearman
+from training.frequency import log_frequencies
 from training.measure import PROBE_BITS, Probe, measure
 from training.transforms import band_transforms
 
@@ -56,9 +58,9 @@ def main(
     cli.set_threads(threads)
     settings = checked_settings(context, window, chunk, seed)
     loaded = load_checkpoint(model, path=checkpoint)
-    source = text.read_tokens(text_file, loaded)
-    windows = text.cut_windows(source.ids, tokens, context)
-    frequency, added = text.log_frequencies(source.ids, loaded.config.vocab_size)
+    source = read_tokens(text_file, loaded)
+    windows = cut_windows(source.ids, tokens, context)
+    frequency, added = log_frequencies(source.ids, loaded.config.vocab_size)
     work = work_dir or default_cache_dir() / "training"
     k_mean, v_mean = mean_rows(loaded, windows, work)
     records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)

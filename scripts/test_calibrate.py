@@ -12,11 +12,13 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import calibrate
+from adakv_model.corpus import cut_windows
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
 from adakv_model.tables import CalibrationTables
-from training import collect, text
+from training import collect
 from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
+from training.frequency import SMOOTHING, log_frequencies
 from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
@@ -153,13 +155,13 @@ def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, t
 
 
 def test_more_frequent_tokens_get_higher_log_frequency() -> None:
-    frequency, added = text.log_frequencies(torch.tensor([1] * 5 + [2] * 2 + [1] * 5 + [2] * 2), 4)
+    frequency, added = log_frequencies(torch.tensor([1] * 5 + [2] * 2 + [1] * 5 + [2] * 2), 4)
     assert frequency[1] > frequency[2] > frequency[0] == frequency[3]
-    assert added in text.SMOOTHING
+    assert added in SMOOTHING
 
 
 def test_windows_are_spread_and_do_not_overlap() -> None:
-    windows = text.cut_windows(torch.arange(1000), 300, 100)
+    windows = cut_windows(torch.arange(1000), 300, 100)
     assert windows[:, 0].tolist() == [0, 300, 600]
 
 

@@ -27,13 +27,14 @@ from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import ImportanceScorer
+from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.policies import PAPER_FEATURES
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
-from training import cli, fit, text
+from training import cli, fit
 from training.collect import Settings, WindowRecord, collect
 from training.on_policy import Judge, OnPolicy, Trainer
 
@@ -96,8 +97,8 @@ def main(
     calibrated = CalibrationTables.load(tables)
     loaded = load_checkpoint(model, path=checkpoint)
     calibrated.check(loaded.config)
-    source = text.read_tokens(text_file, loaded)
-    windows = text.cut_windows(source.ids, tokens, context)
+    source = read_tokens(text_file, loaded)
+    windows = cut_windows(source.ids, tokens, context)
     if len(windows) < 4:
         raise UserError(f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more")
     work = work_dir or default_cache_dir() / "training"

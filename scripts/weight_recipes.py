@@ -4,7 +4,7 @@ in:  a checkpoint, wikitext2_test.txt.gz in --data-dir, and with --speed artifac
 out: a table on the terminal, --json, and one line for every result appended to --results (JSONL)
 
     python scripts/weight_recipes.py --data-dir DATA
-    python scripts/weight_recipes.py --data-dir DATA --artifact artifacts/a      # through the exported program
+    python scripts/weight_recipes.py --data-dir DATA --artifact artifacts/a      # an exported program, or a package
     python scripts/weight_recipes.py --speed artifacts/a --speed artifacts/b     # alternating, no perplexity
 
 Losses are teacher-forced over an unquantized cache in windows spread over the text, with torchao's quantized modules
@@ -32,11 +32,13 @@ from adakv_model.artifact import Artifact, set_threads
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
+from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
+from device_tests.coreml_weights import load_package_weights
 from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
-from training import cli, text
+from training import cli
 from weights.shuffled import shuffled_channels
 from weights.speed import alternate
 
@@ -104,8 +106,8 @@ class Scorer:
     def __init__(
         self, checkpoint: Checkpoint, file: Path, tokens: int, context: int, shuffle: bool, results: Path | None
     ) -> None:
-        source = text.read_tokens(file, checkpoint)
-        self.windows = text.cut_windows(source.ids, tokens, context)
+        source = read_tokens(file, checkpoint)
+        self.windows = cut_windows(source.ids, tokens, context)
         self.checkpoint, self.context = checkpoint, context
         if shuffle:
             self.checkpoint = replace(checkpoint, weights=shuffled_channels(checkpoint))
@@ -128,12 +130,14 @@ class Scorer:
         return self._row({"recipe": recipe, "embedding": embedding}, build)
 
     def artifact(self, artifact: Artifact) -> dict[str, Any]:
-        """The same text through an exported program, which must hold a whole window."""
+        """The same text through an exported program, which must hold a whole window, or under a package's weights."""
+        manifest = artifact.manifest
+        if manifest["target"] == "ios" and manifest["backend"] == "coreml":
+            return self._package(artifact)
         if artifact.plan.context < self.context:
             raise UserError(
                 f"the artifact holds {artifact.plan.context} tokens: pass --context {artifact.plan.context}"
             )
-        manifest = artifact.manifest
 
         def build() -> tuple[Logits, dict[str, Any]]:
             host = artifact.load()
@@ -147,6 +151,21 @@ class Scorer:
 
         key = {"recipe": manifest["quantize"], "embedding": manifest["embedding"]}
         return self._row({**key, "program": manifest["files"]["model.pte"]["sha256"]}, build)
+
+    def _package(self, artifact: Artifact) -> dict[str, Any]:
+        """The weights of a Core ML package in the float model: activations are not rounded."""
+        manifest = artifact.manifest
+
+        def build() -> tuple[Logits, dict[str, Any]]:
+            model = self._model()
+            load_package_weights(model, artifact.program)
+            count = sum(weight.numel() for weight in self.checkpoint.weights.values())
+            about = {"bits_per_weight": 8 * file["bytes"] / count, "program_bytes": manifest["report"]["package_bytes"]}
+            return _eager(model), about
+
+        (file,) = (file for name, file in manifest["files"].items() if name.endswith("/weight.bin"))
+        key = {"recipe": f"Core ML {manifest['weights']}", "embedding": "in the package"}
+        return self._row({**key, "program": file["sha256"]}, build)
 
     def _model(self) -> Llama:
         c = self.checkpoint

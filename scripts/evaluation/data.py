@@ -6,19 +6,19 @@ items are made from the public data sets through the `datasets` package, where t
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adakv_model.corpus import read_text
 from adakv_model.errors import UserError
 
 TEXT_TASK = "wikitext2"
+REMEDY = "pass the folder of the data files with --data-dir"
 FILES = {
     "hellaswag": "hellaswag_dev.jsonl.gz",
     "arc_easy": "arc_easy.jsonl.gz",
@@ -63,7 +63,7 @@ def load_items(task: str, data_dir: Path | None) -> Items:
         items = [_PUBLIC[task].item(row) for row in _public_rows(task)]
         return Items(items, _digest(items))
     path = data_dir / FILES[task]
-    lines = [line for line in _read(path).splitlines() if line.strip()]
+    lines = [line for line in read_text(path, REMEDY).splitlines() if line.strip()]
     items = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
     if not items:
         raise UserError(f"{path} has no items")
@@ -72,7 +72,11 @@ def load_items(task: str, data_dir: Path | None) -> Items:
 
 def load_text(data_dir: Path | None, name: str = FILES[TEXT_TASK]) -> Text:
     """The evaluation text. Raises UserError if it is missing or not UTF-8."""
-    text = "".join(row["text"] for row in _public_rows(TEXT_TASK)) if data_dir is None else _read(data_dir / name)
+    text = (
+        "".join(row["text"] for row in _public_rows(TEXT_TASK))
+        if data_dir is None
+        else read_text(data_dir / name, REMEDY)
+    )
     return Text(text, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -86,17 +90,6 @@ def _parse(line: str, path: Path, number: int) -> Item:
     if not text_only or not item.query or len(item.choices) < 2 or not 0 <= item.gold < len(item.choices):
         raise UserError(f"{path} line {number} needs a query, two or more choices and a gold index among them")
     return item
-
-
-def _read(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot read {path} ({reason}): pass the folder of the data files with --data-dir") from error
-    except (UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again") from error
 
 
 def _digest(items: Iterable[Item]) -> str:

@@ -1,0 +1,54 @@
+"""Texts to calibrate on and to score: reading, tokenizing, cutting into windows."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.errors import UserError
+from adakv_model.text import codec_for
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """ids: int64 [n] of the whole text; sha256 of its UTF-8 bytes."""
+
+    ids: Tensor
+    sha256: str
+    name: str
+
+
+def read_text(path: Path, remedy: str = "pass a text file with --text") -> str:
+    """A UTF-8 text, gzip-compressed if its name ends in .gz. Raises UserError, which ends in the remedy."""
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged or not UTF-8 text ({error}): {remedy}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {remedy}") from error
+
+
+def read_tokens(path: Path, checkpoint: Checkpoint) -> TokenizedText:
+    """A text as ids of the checkpoint's tokenizer. Raises UserError."""
+    text = read_text(path)
+    ids = torch.tensor(codec_for(checkpoint).encode(text), dtype=torch.int64)
+    return TokenizedText(ids, hashlib.sha256(text.encode()).hexdigest(), path.name)
+
+
+def cut_windows(ids: Tensor, tokens: int, context: int) -> Tensor:
+    """int64 [W, context]: W = tokens // context windows, evenly spread over the text, none overlapping."""
+    wanted, available = tokens // context, len(ids) // context
+    if wanted < 1:
+        raise UserError(f"--tokens {tokens} is less than one window of {context}: ask for more")
+    if wanted > available:
+        raise UserError(f"the text has {len(ids):,} tokens, fewer than the {wanted * context:,} asked for")
+    chosen = torch.arange(wanted) * available // wanted
+    return ids[: available * context].reshape(available, context)[chosen]
