@@ -7,12 +7,15 @@ By default: two layers of the real checkpoint, exported here in both forms of th
 
 The evaluator runs the package twice: "fp32" rounds nothing and must reproduce the reference; "fp16" rounds every
 result as fp16 hardware would, and may differ where a code is a rounding tie. Neither is Apple hardware. Bounds are
-two to three times what was measured on 2 layers; a wrong row, mask, scale or tier costs far more.
+two to three times what was measured on 2 layers; a wrong row, mask, scale or tier costs far more. With depth one code
+at a tie moves others in the layers above it, so the share of codes is also held against the reference's own: with its
+weights moved by a rounding error (`FLOOR`).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
 from adakv_model.model import build_model
+from adakv_model.plan import CachePlan
 from device_tests.coreml_eval import Precision
 from device_tests.coreml_run import CoreMLModel
 from device_tests.coreml_small import TABLES, few_layers
@@ -44,7 +48,9 @@ MAX_KL = {"fp32": 1e-3, "fp16": 6e-3}
 MIN_TOP1 = {"fp32": 0.98, "fp16": 0.95}
 TIE = {"fp32": 0.1, "fp16": 0.3}  # controller logits
 MAX_TIES = {"fp32": 0.02, "fp16": 0.06}  # share of decisions
-MAX_OTHER_CODES = {"fp32": 0.01, "fp16": 0.08}  # share of packed codes that differ
+MAX_OTHER_CODES = {"fp32": 0.01, "fp16": 0.08}  # share of packed codes that differ, or
+FLOOR = {"fp32": 1e-6, "fp16": 2**-11}  # twice the share that this relative noise on the reference's weights changes
+MAX_MOVED = {"fp32": 0.0, "fp16": 0.03}  # share of decisions that change with the size of a step
 GREEDY_GAP = 0.5  # logits between a greedy token and the reference's own choice on the same prefix
 
 
@@ -104,10 +110,18 @@ def test_a_package_gives_back_its_weights(artifact: Artifact, checkpoint: Checkp
 
 
 def eager(
-    model: CoreMLModel, artifact: Artifact, checkpoint: Checkpoint, tokens: list[int]
+    model: CoreMLModel, artifact: Artifact, checkpoint: Checkpoint, tokens: list[int], noise: float = 0.0
 ) -> tuple[torch.Tensor, MixedPrecisionCache, TieSync]:
-    """The reference over the same tokens; it follows the package where its own decision is a tie."""
+    """The reference over the same tokens; it follows the package where its own decision is a tie.
+
+    noise: relative, on its matrices.
+    """
     reference = twin(artifact, checkpoint)
+    if noise:
+        random = torch.Generator().manual_seed(0)
+        for weight in reference.parameters():
+            if weight.ndim == 2:
+                weight.data *= 1 + noise * torch.randn(weight.shape, generator=random)
     sync = synchronise(reference, tiers_of(model), TIE[model.precision])
     assert sync is not None, "parity is checked on an adaptive plan"
     logits = run_eager(reference, tokens, artifact.plan.chunk)
@@ -131,33 +145,48 @@ def test_tiers_slots_codes_and_logits_equal_the_reference(
     assert all(n > 0 for n, room in zip(model.tier_counts(), plan.capacities, strict=True) if room > 0), "unused tier"
     assert agreement.mean_kl < MAX_KL[kind]
     assert agreement.top1 > MIN_TOP1[kind]
-    different = total = furthest = 0
-    for layer in range(plan.n_layers):
-        for tier, rows in enumerate(model.tier_counts()):
-            if rows:
-                distance = np.abs(package_codes(model, layer, tier, rows) - reference_codes(cache, layer, tier, rows))
-                different, total = different + int((distance > 0).sum()), total + distance.size
-                furthest = max(furthest, int(distance.max()))
-    print(f"{kind}: {different} of {total} codes differ ({100 * different / total:.3f} %), by at most {furthest}")
-    assert total == 2 * plan.n_kv_heads * plan.head_dim * plan.n_layers * sum(model.tier_counts())
-    assert different <= MAX_OTHER_CODES[kind] * total
+    ours, theirs = all_codes(package_codes, model, plan, model), all_codes(reference_codes, cache, plan, model)
+    share, furthest = np.mean(ours != theirs), int(np.abs(ours - theirs).max())
+    _, shaken, _ = eager(model, artifact, checkpoint, tokens, FLOOR[kind])
+    floor = np.mean(all_codes(reference_codes, shaken, plan, model) != theirs)
+    print(f"{kind}: {share:.3%} of {ours.size} codes differ, by at most {furthest}; {floor:.3%} by noise alone")
+    assert ours.size == 2 * plan.n_kv_heads * plan.head_dim * plan.n_layers * sum(model.tier_counts())
+    assert share <= max(MAX_OTHER_CODES[kind], 2 * floor)
+
+
+def all_codes(codes: Callable[..., np.ndarray], source: object, plan: CachePlan, model: CoreMLModel) -> np.ndarray:
+    """Codes of every row in use, layer by layer and tier by tier: [n]."""
+    counts = [(tier, rows) for tier, rows in enumerate(model.tier_counts()) if rows]
+    parts = [codes(source, layer, tier, rows) for layer in range(plan.n_layers) for tier, rows in counts]
+    return np.concatenate([part.ravel() for part in parts])
 
 
 def test_prefill_and_decode_equal_decode_only(model: CoreMLModel, artifact: Artifact, tokens: list[int]) -> None:
-    """Same tiers and slots; same codes but for ties, because products of a chunk and of 1 token may round apart."""
+    """Same tiers and codes but for ties, because products of a chunk and of 1 token may round apart in fp16."""
+    kind = model.precision
     model.reset()
     expected = model.prefill(tokens, 1)
-    plans, counts = model.plans, model.tier_counts()
-    codes = [package_codes(model, 0, k, n) for k, n in enumerate(counts) if n]
+    rows = rows_of_first_layer(model)
     model.reset()
     logits = model.prefill(tokens)
+    again = rows_of_first_layer(model)
     agreement = Agreement.between(torch.from_numpy(expected), torch.from_numpy(logits))
-    print(model.precision, agreement)
-    assert np.array_equal(model.plans, plans)
-    assert agreement.mean_kl < MAX_KL[model.precision]
-    again = [package_codes(model, 0, k, n) for k, n in enumerate(counts) if n]
-    share = np.mean([np.mean(a != b) for a, b in zip(codes, again, strict=True)])
-    assert share <= MAX_OTHER_CODES[model.precision]
+    same = [p for p, (tier, _) in rows.items() if again[p][0] == tier]
+    share = np.mean([np.mean(rows[p][1] != again[p][1]) for p in same])
+    print(kind, agreement, f"{len(rows) - len(same)} of {len(rows)} tiers, {share:.3%} of codes differ")
+    assert len(rows) - len(same) <= MAX_MOVED[kind] * len(rows)
+    assert agreement.mean_kl < MAX_KL[kind]
+    assert share <= MAX_OTHER_CODES[kind]
+
+
+def rows_of_first_layer(model: CoreMLModel) -> dict[int, tuple[int, np.ndarray]]:
+    """Tier and codes [units, D] of every position that left the window."""
+    tiers = [package_codes(model, 0, tier, rows) if rows else None for tier, rows in enumerate(model.tier_counts())]
+    return {
+        step - model.plan.window: (tier, codes[..., slot])
+        for step, (tier, slot, *_) in enumerate(model.plans.tolist())
+        if tier >= 0 and (codes := tiers[tier]) is not None
+    }
 
 
 def test_greedy_text_equals_the_reference_but_for_ties(

@@ -12,23 +12,25 @@ from adakv_model.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 
 
-def exact_log_probs(checkpoint: Checkpoint, tables: CalibrationTables, window: Tensor) -> Tensor:
-    """Under the unquantized cache: float32 [T, V]. window: int64 [T]."""
-    policy = make_policy("fp16", checkpoint, tables, CacheOptions(context=len(window), window=1))
+def exact_log_probs(checkpoint: Checkpoint, tables: CalibrationTables, windows: Tensor) -> Tensor:
+    """Under the unquantized cache: float32 [W, T, V]. windows: int64 [W, T]."""
+    policy = make_policy("fp16", checkpoint, tables, CacheOptions(context=windows.shape[1], window=1))
     parts: list[Tensor] = []
     simulator = Simulator(checkpoint, policy, tables)
-    simulator.score(window.unsqueeze(0), on_logits=lambda _, logits: parts.append(logits.log_softmax(-1)))
-    return torch.cat(parts, dim=1)[0]
+    simulator.score(windows, on_logits=lambda _, logits: parts.append(logits.log_softmax(-1)))
+    return torch.cat(parts, dim=1)
 
 
-def divergence(simulator: Simulator, window: Tensor, expected: Tensor) -> float:
-    """KL of the simulated cache to `expected`, float32 [T, V], in nats a token. window: int64 [T]."""
-    total = 0.0
+def divergence(simulator: Simulator, windows: Tensor, expected: Tensor) -> Tensor:
+    """KL of the simulated cache to `expected`, float32 [W, T, V], in nats a token: float64 [W].
+
+    windows: int64 [W, T].
+    """
+    total = torch.zeros(len(windows), dtype=torch.float64)
 
     def add(at: int, logits: Tensor) -> None:
-        nonlocal total
-        p = expected[at : at + logits.shape[1]]
-        total += float((p.exp() * (p - logits[0].log_softmax(-1))).sum())
+        p = expected[:, at : at + logits.shape[1]]
+        total.add_((p.exp() * (p - logits.log_softmax(-1))).sum((1, 2)))
 
-    simulator.score(window.unsqueeze(0), on_logits=add)
-    return total / len(window)
+    simulator.score(windows, on_logits=add)
+    return total / windows.shape[1]

@@ -73,7 +73,7 @@ class Probe:
 
     @cached_property
     def expected(self) -> Tensor:
-        return exact_log_probs(self.checkpoint, self.tables, self.tokens)
+        return exact_log_probs(self.checkpoint, self.tables, self.tokens.unsqueeze(0))
 
     def plan(self) -> CachePlan:
         """What the tables, as they are now, give at PROBE_BITS."""
@@ -98,7 +98,7 @@ class Probe:
         policy = make_policy(self.options.policy, self.checkpoint, self.tables, self.options)
         policy = replace(policy, rows=SomeRows(plan, self.tables, parts))
         simulator = Simulator(self.checkpoint, policy, self.tables)
-        return torch.tensor(divergence(simulator, self.tokens, self.expected))
+        return divergence(simulator, self.tokens.unsqueeze(0), self.expected)[0]
 
 
 def hash_of(parts: list[Part]) -> str:

@@ -58,13 +58,13 @@ class Judge:
 
     def __init__(self, checkpoint: Checkpoint, tables: CalibrationTables, windows: Tensor) -> None:
         self.checkpoint, self.windows = checkpoint, windows
-        self.expected = [exact_log_probs(checkpoint, tables, window) for window in windows]
+        self.expected = exact_log_probs(checkpoint, tables, windows)
 
     def of(self, tables: CalibrationTables, options: CacheOptions) -> list[float]:
         """In nats a token: [W]."""
         policy = make_policy(options.policy, self.checkpoint, tables, options)
         simulator = Simulator(self.checkpoint, policy, tables)
-        return [divergence(simulator, w, e) for w, e in zip(self.windows, self.expected, strict=True)]
+        return divergence(simulator, self.windows, self.expected).tolist()
 
 
 class Trainer:
@@ -109,7 +109,7 @@ class Trainer:
         weights = F.gumbel_softmax(logits / s.temperature, hard=True)
         cache = SoftTierCache(self.checkpoint.config, PlanRows(planned.plan, self.tables), s.tokens)
         cache.weights = weights
-        expected = exact_log_probs(self.checkpoint, self.tables, window)
+        expected = exact_log_probs(self.checkpoint, self.tables, window.unsqueeze(0))[0]
         model = build_model(self.checkpoint.config, self.checkpoint.weights, cache, prescale_norm=False)
         model.requires_grad_(False)
         actual = model(window.unsqueeze(0), torch.tensor([0]))[0].log_softmax(-1)
