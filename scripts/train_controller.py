@@ -197,7 +197,7 @@ def tune(
     policy: OnPolicy,
     work: Path,
 ) -> dict:
-    """Train the scorer further on the loss itself; keep it if the selection windows say so.
+    """Train the scorer further on the loss itself; keep it if better on the selection windows by two standard errors.
 
     Divergences are in nats a token, by budget, of the fitted, the paper's and the tuned score.
     """
@@ -219,7 +219,7 @@ def tune(
         for part, judge in judges.items()
     }
     gain = {part: {b: summary(rows["tuned"][b], rows["fitted"][b]) for b in rows["tuned"]} for part, rows in kl.items()}
-    kept = sum(row["log_ratio"] for row in gain["select"].values()) < 0
+    kept = sum(row["log_ratio"] + 2 * row["standard_error"] for row in gain["select"].values()) < 0
     if kept:
         tables.scorer, tables.score_quantiles = tuned.scorer, tuned.score_quantiles
     return {"kept": kept, "tuned_over_fitted": gain, "divergence": kl, "log": log, **asdict(policy)}
