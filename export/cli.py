@@ -19,7 +19,7 @@ from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
 from export import android, ios
 from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
-from export.coreml_report import print_report
+from export.coreml_report import cache_rows, print_report
 from export.coreml_storage import FP16, STORAGES
 from export.coreml_weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
@@ -67,6 +67,11 @@ def report(manifest: dict, out: Path) -> None:
         return
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
     table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {weights_of(manifest)}")
+    if "core_ml_states" in manifest:  # the delegate's states, which take more than the rows of the plan
+        for row in cache_rows(manifest):
+            table.add_row(*row)
+        console.print(table)
+        return
     table.add_row(
         "KV cache",
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"

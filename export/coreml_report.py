@@ -163,21 +163,13 @@ def _reason(op: Any) -> str | None:
 
 def print_report(manifest: dict, console: Console) -> None:
     """What a user wants to know of an exported package."""
-    cache, states, report = manifest["kv_cache"], manifest["core_ml_states"], manifest["report"]
+    report = manifest["report"]
     table = Table(show_header=False)
     size = report["package_bytes"] / 1e6
     target = f"{manifest['deployment_target']} (specification {report['specification_version']})"
     table.add_row("package", f"{manifest['program']}, {size:.1f} MB, weights {manifest['weights']}, {target}")
-    where = "states" if states["cache_io"] == FP16.name else f"{len(manifest['core_ml_inputs']['arrays'])} inputs and"
-    table.add_row(
-        "KV cache",
-        f"{where} {report['states']['count']} states, {states['bytes_allocated'] / 2**20:.2f} MiB for"
-        f" {cache['context']} tokens, {states['bits_per_value']:.2f} bits a value,"
-        f" {100 * states['share_of_fp16']:.1f} % of fp16",
-    )
-    stored = states["row_bits_per_value"]
-    tiers = [f"{t['capacity']} at {stored[str(t['bits'])]:.2f}" for t in cache["tiers"] if t["capacity"]]
-    table.add_row("tokens by bits a value, padding included", ", ".join([f"window {cache['window']}", *tiers]))
+    for row in cache_rows(manifest):
+        table.add_row(*row)
     for name, f in report["functions"].items():
         moved = f["bytes_per_call"]
         table.add_row(
@@ -188,6 +180,23 @@ def print_report(manifest: dict, console: Console) -> None:
         )
     console.print(table)
     console.print(forms_table(manifest))
+
+
+def cache_rows(manifest: dict) -> list[tuple[str, str]]:
+    """What the cache takes in Core ML's own storage, and what each tier does; label and text."""
+    cache, states = manifest["kv_cache"], manifest["core_ml_states"]
+    inputs = "" if states["cache_io"] == FP16.name else f"{len(manifest['core_ml_inputs']['arrays'])} inputs and "
+    size = (
+        f"{inputs}{len(states['states'])} states, {states['bytes_allocated'] / 2**20:.2f} MiB for"
+        f" {cache['context']} tokens, {states['bits_per_value']:.2f} bits a value,"
+        f" {100 * states['share_of_fp16']:.1f} % of fp16"
+    )
+    stored = states["row_bits_per_value"]
+    tiers = [f"{t['capacity']} at {stored[str(t['bits'])]:.2f}" for t in cache["tiers"] if t["capacity"]]
+    return [
+        ("KV cache", size),
+        ("tokens by bits, padded", ", ".join([f"window {cache['window']}", *tiers])),
+    ]
 
 
 def forms_table(manifest: dict) -> Table:
@@ -211,4 +220,4 @@ def forms_table(manifest: dict) -> Table:
     return table
 
 
-__all__ = ["forms_table", "package_report", "print_report"]
+__all__ = ["cache_rows", "forms_table", "package_report", "print_report"]

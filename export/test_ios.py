@@ -47,6 +47,8 @@ def test_the_delegate_compiles_on_this_machine(options: tuple[str, ...], tmp_pat
     manifest = json.loads(done.stdout)
     assert manifest["operators"] == {"executorch_call_delegate": 1}
     assert manifest["weights"] == "fp16"
+    share = manifest["core_ml_states"]["share_of_fp16"]
+    assert f"{100 * share:.1f} % of fp16" in " ".join(done.stderr.replace("│", " ").split()), "fp16 states, not rows"
     assert (tmp_path / "out" / "model.pte").stat().st_size > 2 * SMALL.vocab_size * SMALL.hidden_size
 
 
