@@ -98,6 +98,20 @@ def test_every_recipe_runs_and_counts_its_bits(recipe: str) -> None:
         assert bits < 24
 
 
+def test_wide_layers_keep_eight_bits() -> None:
+    config = dataclasses.replace(SMALL, intermediate_size=128)
+    model, narrow, wide = small_model(config), small_model(config), small_model(config)
+    quantize_weights(model, "8da4w", "8", [1])
+    quantize_weights(narrow, "8da4w", "8")
+    quantize_weights(wide, "8da8w", "8")
+    for layer, same, other in ((0, narrow, wide), (1, wide, narrow)):
+        mine, theirs, different = (list(m.blocks())[layer].mlp.down_proj.weight for m in (model, same, other))
+        assert torch.equal(mine.dequantize(), theirs.dequantize())
+        assert not torch.equal(mine.dequantize(), different.dequantize())
+    bits = [stored_bits(m, config)["bits_per_weight"] for m in (narrow, model, wide)]
+    assert bits == sorted(set(bits))
+
+
 def test_bits_of_a_layer_are_those_of_its_parts() -> None:
     layer = int4_weight(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)))
     counted = stored_bits(layer, SMALL)["weight_bytes"]  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ What each loses and costs is measured by scripts/weight_recipes.py; docs/weights
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +31,12 @@ def default_embedding(recipe: str) -> str:
     return "table" if recipe == DEFAULT_RECIPE else "8"
 
 
-def quantize_weights(model: Llama, recipe: str, embedding: str) -> None:
+def quantize_weights(model: Llama, recipe: str, embedding: str, wide_layers: Collection[int] = ()) -> None:
     """Quantize in place, one module at a time so that float copies are freed as it goes; see RECIPES, EMBEDDINGS.
 
     With embedding `table` the output layer reads the same table if the two are tied, else one of its own; otherwise
-    the output layer follows the recipe. The controller stays float. Raises UserError where a width of the model is
-    no multiple of the group size.
+    the output layer follows the recipe. The controller stays float. wide_layers: decoder layers that a stock recipe
+    leaves at 8 bits. Raises UserError where a width of the model is no multiple of the group size.
     """
     check_widths(model, recipe, embedding)
     tied = model.lm_head.weight is model.embed_tokens.weight
@@ -45,7 +47,9 @@ def quantize_weights(model: Llama, recipe: str, embedding: str) -> None:
     if recipe == DEFAULT_RECIPE:
         _use_asymmetric(model)
     elif recipe != "none":
-        _quantize_linears(model, recipe)
+        wide = {id(m) for i, block in enumerate(model.blocks()) if i in wide_layers for m in block.modules()}
+        _quantize_linears(model, "8da8w", lambda m: id(m) in wide)
+        _quantize_linears(model, recipe, lambda m: id(m) not in wide)
     if embedding in ("8", "4"):
         _quantize_embedding(model, embedding)
 
@@ -106,7 +110,7 @@ def _use_asymmetric(model: Llama) -> None:
         model.norm = nn.Identity()  # type: ignore[assignment]
 
 
-def _quantize_linears(model: Llama, recipe: str) -> None:
+def _quantize_linears(model: Llama, recipe: str, chosen: Callable[[nn.Module], bool]) -> None:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
@@ -119,7 +123,7 @@ def _quantize_linears(model: Llama, recipe: str) -> None:
             weight_dtype=torch.int4,  # type: ignore[attr-defined]
             weight_granularity=granularity,
         )
-    quantize_(model, config, lambda m, name: isinstance(m, nn.Linear) and not name.startswith("cache."))
+    quantize_(model, config, lambda m, name: isinstance(m, nn.Linear) and not name.startswith("cache.") and chosen(m))
 
 
 def _quantize_embedding(model: Llama, bits: str) -> None:

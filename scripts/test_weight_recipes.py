@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import weight_recipes
+from adakv_model.model import Llama
 from training.testing import write_tiny_folder
 
 
@@ -45,6 +48,24 @@ def test_known_results_are_not_computed_again(data: Path, monkeypatch: pytest.Mo
     first = invoke(data, "--recipes", "8da8w")
     monkeypatch.setattr(weight_recipes, "quantize_weights", lambda *_: pytest.fail("computed again"))
     assert invoke(data, "--recipes", "8da8w").stdout == first.stdout
+
+
+def test_mixtures_widen_the_most_sensitive_layers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's widths allow no groups of 32, so rounding of the layers is simulated."""
+
+    def coarse(model: Llama, recipe: str, embedding: str, wide_layers: Collection[int] = ()) -> None:
+        for i, (block, step) in enumerate(zip(model.blocks(), (0.05, 0.4), strict=True)):
+            if i not in wide_layers:
+                weight = block.mlp.down_proj.weight.data
+                block.mlp.down_proj.weight = torch.nn.Parameter((weight / step).round() * step)
+
+    monkeypatch.setattr(weight_recipes, "quantize_weights", coarse)
+    monkeypatch.setattr(weight_recipes, "CALIBRATION_TEXT", "text.txt")
+    result = invoke(data, "--recipes", "8da8w", "--mixtures", "0,1,2")
+    assert result.exit_code == 0, result.output
+    _, none, one, both = json.loads(result.stdout)["recipes"]
+    assert (none["wide"], one["wide"], both["wide"]) == ("[]", "[1]", "[0, 1]")
+    assert none["loss_diff"] != both["loss_diff"] == 0.0
 
 
 def test_shuffled_channels_are_another_result_of_the_same_float_model(data: Path) -> None:

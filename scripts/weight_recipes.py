@@ -5,6 +5,7 @@ out: a table on the terminal, --json, and one line for every result appended to 
 
     python scripts/weight_recipes.py --data-dir DATA
     python scripts/weight_recipes.py --data-dir DATA --artifact artifacts/a      # an exported program, or a package
+    python scripts/weight_recipes.py --data-dir DATA --mixtures 5,10             # 8 bits for the most sensitive layers
     python scripts/weight_recipes.py --speed artifacts/a --speed artifacts/b     # alternating, no perplexity
 
 Losses are teacher-forced over an unquantized cache in windows spread over the text, with torchao's quantized modules
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as functional
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -37,12 +39,15 @@ from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from device_tests.coreml_weights import load_package_weights
+from evaluation.results import numbers
 from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
 from training import cli
 from weights.shuffled import shuffled_channels
 from weights.speed import alternate
 
 TEXT = "wikitext2_test.txt.gz"
+CALIBRATION_TEXT = "wikitext2_valid.txt.gz"  # layers are ranked on it
+STOCK = "8da4w"
 FORMAT = 2  # raise it when the arithmetic of a recipe changes: stored results are then computed again
 Logits = Callable[[Tensor], Tensor]  # tokens int64 [1, T] -> float32 [T, V]
 app = typer.Typer(add_completion=False)
@@ -56,6 +61,9 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens of one window.", min=2)] = 1024,
     recipes: Annotated[
         str, typer.Option(help="Comma-separated recipe or recipe/embedding. [default: all]", show_default=False)
+    ] = "",
+    mixtures: Annotated[
+        str, typer.Option(help=f"Also {STOCK} with so many decoder layers in 8 bits, the most sensitive ones: 5,10.")
     ] = "",
     shuffle: Annotated[
         bool, typer.Option("--shuffle", help="Permute channels first: the same float model off its 4-bit grid.")
@@ -78,6 +86,9 @@ def main(
         scorer = Scorer(load_checkpoint(model, path=checkpoint), data_dir / TEXT, tokens, context, shuffle, results)
         for name in recipes.split(",") if recipes else (*(r for r in RECIPES if r != "none"), "none/table"):
             rows.append(scorer.recipe(*parse(name)))
+        if counts := [int(n) for n in numbers("--mixtures", mixtures)] if mixtures else []:
+            order = scorer.by_sensitivity(data_dir / CALIBRATION_TEXT)
+            rows += [scorer.mixture(order[:count]) for count in counts]
         rows += [scorer.artifact(Artifact(folder)) for folder in artifact]
     timings = []
     if speed:
@@ -128,6 +139,41 @@ class Scorer:
             return _eager(model), stored_bits(model, self.checkpoint.config)
 
         return self._row({"recipe": recipe, "embedding": embedding}, build)
+
+    def by_sensitivity(self, file: Path) -> list[int]:
+        """Decoder layers, by how far the model's predictions move when that layer alone has 4 bits, furthest first: KL
+        divergence to the float model on one window of a text."""
+        ids = read_tokens(file, self.checkpoint).ids
+        window = cut_windows(ids, self.context, self.context)[0]
+        folder = cli.work_folder(self.work, layers=STOCK, text=cli.digest_of(window))
+        n_layers = self.checkpoint.config.n_layers
+
+        def predictions(model: Llama) -> Tensor:
+            return _eager(model)(window.unsqueeze(0)).log_softmax(-1)
+
+        def moved(layer: int) -> dict[str, Tensor]:
+            model = self._model()
+            quantize_weights(model, STOCK, "none", [i for i in range(n_layers) if i != layer])
+            return {"kl": functional.kl_div(predictions(model), expected, log_target=True, reduction="batchmean")}
+
+        with torch.no_grad():
+            expected = predictions(self._model())
+            kl = [
+                float(cli.resumable(folder / f"{i}.safetensors", functools.partial(moved, i))["kl"])
+                for i in cli.track("layers", range(n_layers))
+            ]
+        return sorted(range(n_layers), key=lambda i: -kl[i])
+
+    def mixture(self, wide: list[int]) -> dict[str, Any]:
+        """The stock 4-bit recipe with these decoder layers in 8 bits."""
+
+        def build() -> tuple[Logits, dict[str, Any]]:
+            model = self._model()
+            quantize_weights(model, STOCK, default_embedding(STOCK), wide)
+            return _eager(model), stored_bits(model, self.checkpoint.config)
+
+        name = f"{STOCK}, {len(wide)} layers 8da8w"
+        return self._row({"recipe": name, "embedding": default_embedding(STOCK), "wide": str(sorted(wide))}, build)
 
     def artifact(self, artifact: Artifact) -> dict[str, Any]:
         """The same text through an exported program, which must hold a whole window, or under a package's weights."""
