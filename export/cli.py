@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
+from adakv_model.budget import BUDGETED, DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
 from export import android, ios
@@ -80,6 +80,20 @@ def report(manifest: dict, out: Path) -> None:
     tiers = ", ".join(f"{t['capacity']} at {t['bits']}" for t in cache["tiers"] if t["capacity"])
     table.add_row("tokens by bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}")
     console.print(table)
+
+
+def notes(manifest: dict, random_weights: bool) -> list[str]:
+    """What a user should know about the quality of this export."""
+    cache, calibration = manifest["kv_cache"], manifest["calibration"]
+    if calibration.get("calibrated") is False:
+        return [] if random_weights else ["no calibration tables for this checkpoint: run scripts/calibrate.py"]
+    measured, context = calibration.get("calibration", {}).get("context"), cache["context"]
+    if cache["policy"] not in BUDGETED or measured is None or context <= measured:
+        return []
+    return [
+        f"the tables were measured on windows of {measured} tokens, and --kv {cache['policy']} loses more beyond them"
+        f" (docs/evaluation.md): run scripts/calibrate.py --context {context}, or use --kv static-4"
+    ]
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -198,8 +212,7 @@ def main(
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     report(manifest, out)
-    calibration = manifest["calibration"]
-    if calibration.get("calibrated") is False and not random_weights:
-        console.print("[yellow]note:[/yellow] no calibration tables for this checkpoint: run scripts/calibrate.py")
+    for note in notes(manifest, random_weights):
+        console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(manifest))
