@@ -43,6 +43,11 @@ def read_tokens(path: Path, checkpoint: Checkpoint) -> TokenizedText:
     return TokenizedText(ids, hashlib.sha256(text.encode()).hexdigest(), path.name)
 
 
+def window_starts(available: int, wanted: int, context: int) -> list[int]:
+    """First tokens of `wanted` of the `available` windows of `context` tokens, evenly spread, none overlapping."""
+    return [index * available // wanted * context for index in range(wanted)]
+
+
 def cut_windows(ids: Tensor, tokens: int, context: int) -> Tensor:
     """int64 [W, context]: W = tokens // context windows, evenly spread over the text, none overlapping."""
     wanted, available = tokens // context, len(ids) // context
@@ -50,5 +55,4 @@ def cut_windows(ids: Tensor, tokens: int, context: int) -> Tensor:
         raise UserError(f"--tokens {tokens} is less than one window of {context}: ask for more")
     if wanted > available:
         raise UserError(f"the text has {len(ids):,} tokens, fewer than the {wanted * context:,} asked for")
-    chosen = torch.arange(wanted) * available // wanted
-    return ids[: available * context].reshape(available, context)[chosen]
+    return torch.stack([ids[start : start + context] for start in window_starts(available, wanted, context)])

@@ -19,7 +19,7 @@ from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
 from export import android, ios
 from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
-from export.coreml_report import cache_rows, print_report
+from export.coreml_report import core_ml_cache, print_report
 from export.coreml_storage import FP16, STORAGES
 from export.coreml_weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
@@ -67,19 +67,23 @@ def report(manifest: dict, out: Path) -> None:
         return
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
     table.add_row("program", f"{files['model.pte']['bytes'] / 1e6:.1f} MB, weights {weights_of(manifest)}")
-    if "core_ml_states" in manifest:  # the delegate's states, which take more than the rows of the plan
-        for row in cache_rows(manifest):
-            table.add_row(*row)
-        console.print(table)
-        return
-    table.add_row(
-        "KV cache",
+    # Core ML's states take more than the rows of the plan.
+    for row in core_ml_cache(manifest) if "core_ml_states" in manifest else android_cache(cache):
+        table.add_row(*row)
+    console.print(table)
+
+
+def android_cache(cache: dict) -> list[tuple[str, str]]:
+    """What the cache of the operator library takes, and how many tokens have how many bits; label and text."""
+    size = (
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"
-        f" a value, {100 * cache['bytes_allocated'] / cache['fp16_bytes']:.1f} % of fp16",
+        f" a value, {100 * cache['bytes_allocated'] / cache['fp16_bytes']:.1f} % of fp16"
     )
     tiers = ", ".join(f"{t['capacity']} at {t['bits']}" for t in cache["tiers"] if t["capacity"])
-    table.add_row("tokens by bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}")
-    console.print(table)
+    return [
+        ("KV cache", size),
+        ("tokens by bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}"),
+    ]
 
 
 def notes(manifest: dict, random_weights: bool) -> list[str]:

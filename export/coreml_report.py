@@ -168,7 +168,7 @@ def print_report(manifest: dict, console: Console) -> None:
     size = report["package_bytes"] / 1e6
     target = f"{manifest['deployment_target']} (specification {report['specification_version']})"
     table.add_row("package", f"{manifest['program']}, {size:.1f} MB, weights {manifest['weights']}, {target}")
-    for row in cache_rows(manifest):
+    for row in core_ml_cache(manifest):
         table.add_row(*row)
     for name, f in report["functions"].items():
         moved = f["bytes_per_call"]
@@ -182,7 +182,7 @@ def print_report(manifest: dict, console: Console) -> None:
     console.print(forms_table(manifest))
 
 
-def cache_rows(manifest: dict) -> list[tuple[str, str]]:
+def core_ml_cache(manifest: dict) -> list[tuple[str, str]]:
     """What the cache takes in Core ML's own storage, and what each tier does; label and text."""
     cache, states = manifest["kv_cache"], manifest["core_ml_states"]
     inputs = "" if states["cache_io"] == FP16.name else f"{len(manifest['core_ml_inputs']['arrays'])} inputs and "
@@ -220,4 +220,4 @@ def forms_table(manifest: dict) -> Table:
     return table
 
 
-__all__ = ["cache_rows", "forms_table", "package_report", "print_report"]
+__all__ = ["core_ml_cache", "forms_table", "package_report", "print_report"]

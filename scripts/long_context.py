@@ -27,6 +27,7 @@ from adakv_model.policies import BUDGETED, NAMES
 from adakv_model.text import codec_for
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
+from evaluation.choices import score_items
 from evaluation.data import load_text
 from evaluation.policies import REFERENCE, PolicySpec
 from evaluation.store import ItemStore
@@ -92,7 +93,7 @@ def main(
             bench,
             specs[size],
             needles.build(codec_for(bench.checkpoint), ids, kind, size, places, trials, seed),
-            {"needles": kind, "length": size, "seed": seed, "text": text.sha256},
+            {"needles": kind, "length": size, "answer": needles.ANSWER, "seed": seed, "text": text.sha256},
         )
     ]
     report(by_position, found)
@@ -143,11 +144,12 @@ def retrieve(
     def scored(one: PolicySpec) -> ItemStore:
         title = f"{data['needles']} {data['length']} {one.title}"
         store = bench.store(title, data, one.identity(bench.tables))
-        missing = sum(needle.tokens for needle in prompts if needle.key not in store)
+        items = [needle.item for needle in prompts]
+        missing = sum(item.tokens for item in items if item.key not in store)
         with bench.progress(title, missing) as advance:
-            needles.score_needles(
+            score_items(
                 lambda: one.simulator(bench.checkpoint, bench.tables),
-                prompts,
+                items,
                 store,
                 bench.batch(data["length"]),
                 advance,

@@ -14,6 +14,7 @@ import long_context
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.text import TextCodec, codec_for
 from evaluation import needles, positions
+from evaluation.choices import score_items
 from evaluation.data import UserError
 from evaluation.needles import Needle
 from evaluation.perplexity import Window
@@ -73,7 +74,7 @@ def test_the_default_model_finds_a_passkey(default_checkpoint: Checkpoint, codec
     tables = load_tables(default_checkpoint, None)
     simulator = PolicySpec("fp16", context=160).simulator(default_checkpoint, tables)
     store = ItemStore(tmp_path, "n", {})
-    needles.score_needles(lambda: simulator, prompts, store)
+    score_items(lambda: simulator, [prompt.item for prompt in prompts], store, batch=needles.CANDIDATES)
     assert positions.retention(prompts, store, store)["greedy"]["retention"] == 1.0
     assert positions.retention(prompts, store, store)["rank"]["retention"] == 1.0
 
@@ -85,8 +86,8 @@ def test_prompts_score_alike_alone_and_together(
     tables = load_tables(default_checkpoint, None)
     simulator = PolicySpec("static-4", context=160).simulator(default_checkpoint, tables)
     alone, together = (ItemStore(tmp_path, name, {}) for name in ("alone", "together"))
-    needles.score_needles(lambda: simulator, prompts, alone)
-    needles.score_needles(lambda: simulator, prompts, together, batch=2 * needles.CANDIDATES)
+    for store, batch in ((alone, needles.CANDIDATES), (together, 2 * needles.CANDIDATES)):
+        score_items(lambda: simulator, [prompt.item for prompt in prompts], store, batch)
     for prompt in prompts:
         assert together[prompt.key]["log_likelihood"] == pytest.approx(alone[prompt.key]["log_likelihood"], abs=0.05)
         assert together[prompt.key]["bits"] == alone[prompt.key]["bits"]
@@ -115,8 +116,8 @@ def test_retention_counts_only_what_fp16_finds(tmp_path: Path) -> None:
     prompts = [Needle("passkey", 10, 0.5, trial, (1,), ((2,), (3,))) for trial in range(4)]
     policy, fp16 = ItemStore(tmp_path, "p", {}), ItemStore(tmp_path, "f", {})
     for needle, theirs, mine in zip(prompts, (True, True, True, False), (True, False, True, True), strict=True):
-        fp16.add(needle.key, {"greedy": theirs, "log_likelihood": [-1.0, -2.0]})
-        policy.add(needle.key, {"greedy": mine, "log_likelihood": [-1.0, -2.0 if mine else -0.5]})
+        fp16.add(needle.key, {"greedy": [theirs, False], "log_likelihood": [-1.0, -2.0]})
+        policy.add(needle.key, {"greedy": [mine, False], "log_likelihood": [-1.0, -2.0 if mine else -0.5]})
     overall, at_depth = positions.retrieval(prompts, policy, fp16)
     assert (overall["depth"], at_depth["depth"]) == (None, 0.5)
     greedy, rank = overall["greedy"], overall["rank"]

@@ -141,8 +141,8 @@ class Scorer:
         return self._row({"recipe": recipe, "embedding": embedding}, build)
 
     def by_sensitivity(self, file: Path) -> list[int]:
-        """Decoder layers, by how far the model's predictions move when that layer alone has 4 bits, furthest first: KL
-        divergence to the float model on one window of a text."""
+        """Decoder layers, by how far the model's predictions move when that layer has 4 bits and the others 8, furthest
+        first: KL divergence to the float model on one window of a text. The output layer has 4 bits throughout."""
         ids = read_tokens(file, self.checkpoint).ids
         window = cut_windows(ids, self.context, self.context)[0]
         folder = cli.work_folder(self.work, layers=STOCK, text=cli.digest_of(window))

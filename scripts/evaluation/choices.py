@@ -69,7 +69,8 @@ def score_items(
     batch: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Make the missing records: per choice `log_likelihood` (nats), `bits` and `tiers` at its end.
+    """Make the missing records: per choice `log_likelihood` (nats), `greedy` (it is what greedy decoding writes),
+    `bits` and `tiers` at its end.
 
     batch: sequences at once. Items with equally long queries and equally many choices are scored together; the
     query's part is computed once an item.
@@ -85,6 +86,7 @@ def score_items(
         ):
             record = {
                 "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
+                "greedy": [bool(one.greedy.all()) for one in scored],
                 "bits": [round(float(one.stored_bits), 6) for one in scored],
                 "tiers": [one.tier_counts[0].tolist() for one in scored],
             }

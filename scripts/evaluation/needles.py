@@ -8,16 +8,12 @@ competes with others of the same form; in key-value prompts these are answers to
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from adakv_model.errors import UserError
 from adakv_model.text import TextCodec
-from evaluation.choices import encode_pair
-from evaluation.scorers import Scorer
-from evaluation.store import ItemStore
+from evaluation.choices import EncodedItem, encode_pair
 
 KINDS = ("passkey", "key-value")
 CANDIDATES = 5
@@ -42,9 +38,9 @@ class Needle:
         return f"{self.kind}-{self.length}-{self.depth:g}-{self.trial}"
 
     @property
-    def tokens(self) -> int:
-        """Tokens that scoring it takes."""
-        return len(self.prompt) + sum(map(len, self.candidates))
+    def item(self) -> EncodedItem:
+        """The prompt as a multiple-choice item."""
+        return EncodedItem(self.key, self.prompt, self.candidates, tuple(map(len, self.candidates)), gold=0)
 
 
 def build(
@@ -60,34 +56,6 @@ def build(
             compose = _passkey if kind == "passkey" else _key_value
             made.append(compose(codec, text, draw, length, depth, trial))
     return made
-
-
-def score_needles(
-    scorer: Callable[[], Scorer],
-    needles: Sequence[Needle],
-    store: ItemStore,
-    batch: int = CANDIDATES,
-    advance: Callable[[int], None] = lambda tokens: None,
-) -> None:
-    """Make the missing records: `log_likelihood` of each candidate, `greedy` (the right one is what greedy decoding
-    writes), `bits` at the prompt's end. Prompts have one length; batch: sequences at once, one for each candidate."""
-    missing = [needle for needle in needles if needle.key not in store]
-    if not missing:
-        return
-    model, size = scorer(), max(1, batch // CANDIDATES)
-    for begin in range(0, len(missing), size):
-        group = missing[begin : begin + size]
-        prompts = torch.tensor([needle.prompt for needle in group])
-        for needle, scored in zip(
-            group, model.score_continuations(prompts, [needle.candidates for needle in group]), strict=True
-        ):
-            record = {
-                "log_likelihood": [round(float(one.log_probs.double().sum()), 6) for one in scored],
-                "greedy": bool(scored[0].greedy.all()),
-                "bits": float(scored[0].stored_bits),
-            }
-            store.add(needle.key, record)
-            advance(needle.tokens)
 
 
 def _fact(name: str, number: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adakv_model.corpus import window_starts
 from adakv_model.errors import UserError
 from evaluation.scorers import Scorer
 from evaluation.store import ItemStore
@@ -37,7 +38,7 @@ def cut(ids: Tensor, context: int, tokens: int, limit: int | None = None) -> lis
         raise UserError(
             f"the text has {len(ids):,} tokens, fewer than {wanted} windows of {context}: lower --tokens or --context"
         )
-    starts = [index * available // wanted * context for index in range(wanted)][:limit]
+    starts = window_starts(available, wanted, context)[:limit]
     return [Window(start, ids[start : start + context]) for start in starts]
 
 

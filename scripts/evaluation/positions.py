@@ -81,7 +81,7 @@ def retention(needles: Sequence[Needle], policy: ItemStore, fp16: ItemStore) -> 
 
 
 def _decoded(record: dict[str, Any]) -> bool:
-    return bool(record["greedy"])
+    return bool(record["greedy"][0])
 
 
 def _first(record: dict[str, Any]) -> bool:
