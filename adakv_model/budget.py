@@ -78,7 +78,7 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     if options.policy not in BUDGETED:
         return PlannedCache(_static_plan(config, tables, options), ())
     target = DEFAULT_BITS if options.kv_bits is None else options.kv_bits
-    sensitivity = tables.sensitivity.double().numpy()
+    sensitivity = tables.at(options.context).sensitivity.double().numpy()
     if options.policy == "tables":
         return PlannedCache(_tables_plan(config, tables, options, sensitivity, target), ())
 

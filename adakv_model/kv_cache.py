@@ -29,15 +29,15 @@ class MixedPrecisionCache(nn.Module):
         if plan.adaptive and controller is None:
             raise ValueError("a plan with several tiers needs a controller")
         self.plan, self.controller = plan, controller
-        tables = tables.for_plan(plan)
+        rows = tables.for_plan(plan)
         cos, sin = rope_tables(config, plan.context)
         constants = {"cos": cos, "sin": sin, "token_log_frequency": tables.token_log_frequency.float()}
         constants |= {"capacities": torch.tensor(plan.capacities, dtype=torch.int32)}
         for layer in range(plan.n_layers):
-            constants[f"k_mean_{layer}"] = tables.k_mean[layer].float()
+            constants[f"k_mean_{layer}"] = rows.k_mean[layer].float()
             constants[f"v_mean_{layer}"] = tables.v_mean[layer].float()
-            constants[f"k_transform_{layer}"] = tables.k_transform[layer].float()
-            constants[f"q_transform_{layer}"] = tables.q_transform[layer]
+            constants[f"k_transform_{layer}"] = rows.k_transform[layer].float()
+            constants[f"q_transform_{layer}"] = rows.q_transform[layer]
             constants[f"layout_{layer}"] = plan.layout(layer)
         for name, value in {**constants, **self._fresh_state()}.items():
             self.register_buffer(name, value)

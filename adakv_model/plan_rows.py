@@ -28,10 +28,10 @@ class PlanRows:
     def __init__(self, plan: CachePlan, tables: CalibrationTables) -> None:
         self.plan = plan
         self.scale_form = ScaleMode.HALF if plan.half_scales else ScaleMode.RMS
-        tables = tables.for_plan(plan)
-        self.k_mean, self.v_mean = (m.float().unsqueeze(2) for m in (tables.k_mean, tables.v_mean))  # [L, KV, 1, D]
-        self.k_transform = tables.k_transform.float().transpose(-1, -2)
-        self.q_transform = tables.q_transform.transpose(-1, -2)
+        rows = tables.for_plan(plan)
+        self.k_mean, self.v_mean = (m.float().unsqueeze(2) for m in (rows.k_mean, tables.v_mean))  # [L, KV, 1, D]
+        self.k_transform = rows.k_transform.float().transpose(-1, -2)
+        self.q_transform = rows.q_transform.transpose(-1, -2)
         self.tables = [[self._channel_tables(layer, side) for side in (0, 1)] for layer in range(plan.n_layers)]
 
     def _channel_tables(self, layer: int, side: int) -> list[Tensor]:

@@ -22,27 +22,42 @@ from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.quantizer import hadamard, n_bands
+from adakv_model.quantizer import ScaleMode, hadamard, n_bands
 
 SHIPPED = Path(__file__).parent / "calibrated"
 DEFAULT_CONTROLLER = "smollm2-135m-instruct"
 
 
+@dataclass(frozen=True)
+class RowTables:
+    """How a cache of up to `context` tokens transforms its rows, and what noise in them costs.
+
+    RoPE makes statistics of K depend on the position, so these are averages over the positions of that context.
+    k_mean: float32 [L, KV, D], of K after RoPE. k_transform: float16 [L, KV, D, D], invertible, applied to K after
+    RoPE and without its mean; its rows are the channels that are stored, the most sensitive band first. sensitivity:
+    float32 [L, KV, 2, bands], the loss added per unit of relative quantization noise in a band (mean 1)."""
+
+    context: int
+    k_mean: Tensor
+    k_transform: Tensor
+    sensitivity: Tensor
+
+    @cached_property
+    def q_transform(self) -> Tensor:
+        """float32 [L, KV, D, D], inverse transpose of k_transform: what queries are multiplied by."""
+        return torch.linalg.inv(self.k_transform.double()).transpose(-1, -2).float().contiguous()
+
+
 @dataclass
 class CalibrationTables:
-    """k_mean, v_mean: float32 [L, KV, D], of K after RoPE and of V. k_transform: float16 [L, KV, D, D], invertible,
-    applied to K after RoPE and without its mean; its rows are the channels that are stored, the most sensitive band
-    first. sensitivity: float32 [L, KV, 2, bands], the loss added per unit of relative quantization noise in a band
-    (mean 1). scale_modes: uint8 [L, KV, 2].
+    """rows: by rising context. v_mean: float32 [L, KV, D]. scale_modes: uint8 [L, KV, 2].
     token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
     the scorer's output on the calibration text; feature_quantiles: float32 [8, Q], of the features. paper_scorer,
     paper_quantiles: the same from the paper's four features alone, for comparison. info: provenance (commands,
     texts, token counts)."""
 
-    k_mean: Tensor
+    rows: tuple[RowTables, ...]
     v_mean: Tensor
-    k_transform: Tensor
-    sensitivity: Tensor
     scale_modes: Tensor
     token_log_frequency: Tensor
     scorer: ImportanceScorer
@@ -52,22 +67,25 @@ class CalibrationTables:
     paper_quantiles: Tensor
     info: dict = field(default_factory=dict)
 
-    @cached_property
-    def q_transform(self) -> Tensor:
-        """float32 [L, KV, D, D], inverse transpose of k_transform: what queries are multiplied by."""
-        return torch.linalg.inv(self.k_transform.double()).transpose(-1, -2).float().contiguous()
+    def at(self, context: int) -> RowTables:
+        """Those of the shortest context that holds this one (of the longest, if none does)."""
+        return next((rows for rows in self.rows if rows.context >= context), self.rows[-1])
 
-    def for_plan(self, plan: CachePlan) -> CalibrationTables:
-        """The tables as a cache of this plan uses them. The calibrated K transform sorts channels into bands of unequal
-        sensitivity: where every band is equally wide it does harm, and a Hadamard transform takes its place."""
-        if plan.banded:
-            return self
-        layers, heads, dim = self.k_mean.shape
-        return replace(self, k_transform=hadamard_transforms(layers, heads, dim))
+    def only(self, context: int) -> CalibrationTables:
+        """The tables with what a cache of this context needs."""
+        return replace(self, rows=(self.at(context),))
+
+    def for_plan(self, plan: CachePlan) -> RowTables:
+        """The row tables as a cache of this plan uses them. The calibrated K transform sorts channels into bands of
+        unequal sensitivity: where every band is equally wide it does harm, and a Hadamard transform takes its place."""
+        rows = self.at(plan.context)
+        return rows if plan.banded else replace(rows, k_transform=hadamard_transforms(*rows.k_mean.shape))
 
     def save(self, path: Path) -> None:
         """Write atomically."""
         tensors = {name: getattr(self, name).contiguous().clone() for name in _PLAIN}
+        for rows in self.rows:
+            tensors |= {f"{rows.context}.{name}": getattr(rows, name).contiguous().clone() for name in _ROWS}
         for part in _SCORERS:
             state = getattr(self, part).state_dict()
             tensors |= {f"{part}.{name}": value.clone() for name, value in state.items()}
@@ -86,34 +104,39 @@ class CalibrationTables:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
             content: dict[str, Any] = {name: tensors[name] for name in _PLAIN}
+            contexts = sorted(int(name.split(".")[0]) for name in tensors if name.endswith(".k_mean"))
+            content["rows"] = tuple(RowTables(n, *(tensors[f"{n}.{name}"] for name in _ROWS)) for n in contexts)
+            if not contexts:
+                raise KeyError("k_mean")
             content |= {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
             return cls(**content, info=info)
-        except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as e:
+        except (SafetensorError, KeyError, RuntimeError, ValueError) as e:
             raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
 
     def check(self, config: LlamaConfig) -> None:
         """Raise UserError unless the tables fit a model of this shape."""
         expected = (config.n_layers, config.n_kv_heads, config.head_dim)
         units = (*expected[:2], 2)
-        shapes: dict[str, tuple[int, ...]] = {
-            "k_mean": expected,
-            "v_mean": expected,
-            "k_transform": (*expected, config.head_dim),
-            "sensitivity": (*units, n_bands(config.head_dim)),
-            "scale_modes": units,
-        }
-        shapes["token_log_frequency"] = (config.vocab_size,)
-        if any(tuple(getattr(self, name).shape) != shape for name, shape in shapes.items()):
+        shapes: list[tuple[Tensor, tuple[int, ...]]] = [
+            (self.v_mean, expected),
+            (self.scale_modes, units),
+            (self.token_log_frequency, (config.vocab_size,)),
+        ]
+        for rows in self.rows:
+            shapes += [
+                (rows.k_mean, expected),
+                (rows.k_transform, (*expected, config.head_dim)),
+                (rows.sensitivity, (*units, n_bands(config.head_dim))),
+            ]
+        if any(tuple(tensor.shape) != shape for tensor, shape in shapes):
             raise UserError(
-                f"the calibration tables are for a model of {tuple(self.k_mean.shape)} (layers, kv heads, head_dim),"
+                f"the calibration tables are for a model of {tuple(self.v_mean.shape)} (layers, kv heads, head_dim),"
                 f" not {expected}: run scripts/calibrate.py on this checkpoint"
             )
 
 
-_PLAIN = (
-    "k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency", "score_quantiles",
-    "feature_quantiles", "paper_quantiles",
-)  # fmt: skip
+_ROWS = ("k_mean", "k_transform", "sensitivity")
+_PLAIN = ("v_mean", "scale_modes", "token_log_frequency", "score_quantiles", "feature_quantiles", "paper_quantiles")
 _SCORERS = ("scorer", "paper_scorer")
 
 
@@ -128,6 +151,14 @@ def hadamard_transforms(layers: int, heads: int, dim: int) -> Tensor:
     return hadamard(torch.eye(dim)).half().expand(layers, heads, -1, -1).contiguous()
 
 
+def reading_gains(layers: int, heads: int) -> Tensor:
+    """Scale modes uint8 [L, KV, 2]: what to trade bias for (docs/training.md). A softmax exponentiates noise in K, so K
+    is shrunk to its least mean square error; V is averaged over many rows, which leaves bias only, so V is unbiased."""
+    modes = torch.full((layers, heads, 2), int(ScaleMode.RMS), dtype=torch.uint8)
+    modes[..., 1] = int(ScaleMode.UNBIASED)
+    return modes
+
+
 def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     """Tables of an uncalibrated checkpoint: no means, equal units, the default checkpoint's controller."""
     donor = CalibrationTables.load(shipped_tables(DEFAULT_CONTROLLER))
@@ -136,12 +167,16 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
     frequency = donor.token_log_frequency.float()
     if frequency.shape[0] != config.vocab_size:  # nothing is known: every token as frequent as a typical one
         frequency = torch.full((config.vocab_size,), float((frequency.exp() * frequency).sum()))
-    return CalibrationTables(
+    rows = RowTables(
+        context=config.max_position_embeddings,
         k_mean=mean,
-        v_mean=mean.clone(),
-        k_transform=hadamard_transforms(config.n_layers, config.n_kv_heads, config.head_dim),
+        k_transform=hadamard_transforms(*mean.shape),
         sensitivity=torch.ones(*units, n_bands(config.head_dim)),
-        scale_modes=torch.zeros(units, dtype=torch.uint8),
+    )
+    return CalibrationTables(
+        rows=(rows,),
+        v_mean=mean.clone(),
+        scale_modes=reading_gains(*mean.shape[:2]),
         token_log_frequency=frequency,
         scorer=donor.scorer,
         score_quantiles=donor.score_quantiles,

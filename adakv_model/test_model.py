@@ -185,7 +185,7 @@ def test_fused_weights_are_all_weights_once(config: LlamaConfig) -> None:
 @torch.no_grad()
 def test_mixed_precision_cache_at_fp16_equals_the_float_cache(config: LlamaConfig, sizes: list[int]) -> None:
     weights, tokens, tables = lively_weights(config), random_tokens(config, 1, 72), neutral_tables(config)
-    tables.k_mean.normal_(generator=torch.Generator().manual_seed(2))  # any mean must cancel
+    tables.rows[0].k_mean.normal_(generator=torch.Generator().manual_seed(2))  # any mean must cancel
     tables.v_mean.normal_(generator=torch.Generator().manual_seed(3))
     plan = plan_cache(config, tables, CacheOptions(72, 16, "fp16")).plan
     model = build_model(config, weights, MixedPrecisionCache(config, plan, tables, None))

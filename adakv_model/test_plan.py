@@ -204,7 +204,7 @@ def test_the_range_that_an_impossible_budget_names_is_possible() -> None:
 
 
 def test_more_bits_make_every_narrow_tier_wider_and_predict_less_damage() -> None:
-    sensitivity = TABLES.sensitivity.double().numpy()
+    sensitivity = TABLES.at(2048).sensitivity.double().numpy()
     plans = [plan_cache(CONFIG, TABLES, CacheOptions(kv_bits=bits)).plan for bits in (2.5, 3.0, 3.5, 4.0, 6.0)]
     for tighter, looser in itertools.pairwise(plans):
         assert all(a < b for a, b in zip(tighter.tier_bits[:3], looser.tier_bits[:3], strict=True))

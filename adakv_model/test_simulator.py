@@ -40,12 +40,14 @@ def tables(seed: int = 0) -> CalibrationTables:
     """Neutral tables with a K transform that is not orthogonal, and scores that cross the thresholds."""
     generator = torch.Generator().manual_seed(seed)
     base = neutral_tables(SMALL)
-    noise = torch.randn(base.k_transform.shape, generator=generator) * 0.1
-    mean = torch.randn(base.k_mean.shape, generator=generator) * 0.1
+    (rows,) = base.rows
+    noise = torch.randn(rows.k_transform.shape, generator=generator) * 0.1
+    mean = torch.randn(rows.k_mean.shape, generator=generator) * 0.1
     scorer = base.scorer
     torch.nn.init.normal_(scorer.hidden.weight, std=0.3, generator=generator)
     torch.nn.init.normal_(scorer.score.weight, std=1.0, generator=generator)
-    return replace(base, k_transform=(base.k_transform.float() + noise).half(), k_mean=mean, v_mean=mean.flip(0))
+    rows = replace(rows, k_transform=(rows.k_transform.float() + noise).half(), k_mean=mean)
+    return replace(base, rows=(rows,), v_mean=mean.flip(0))
 
 
 def plan_of(capacities: tuple[int, ...], half: bool = False) -> CachePlan:

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,23 +15,30 @@ from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.plan_rows import PlanRows
-from adakv_model.quantizer import hadamard, n_bands
+from adakv_model.quantizer import ScaleMode, hadamard, n_bands
 from adakv_model.reference import FEATURES
-from adakv_model.tables import CalibrationTables, neutral_tables, shipped_tables
+from adakv_model.tables import CalibrationTables, RowTables, neutral_tables, shipped_tables
 from adakv_model.testing_checkpoints import SMALL
 
 DEFAULT: LlamaConfig = get_model(DEFAULT_MODEL).config
 
 
-def random_tables(seed: int = 0, hidden: int = 16) -> CalibrationTables:
+def random_tables(seed: int = 0, hidden: int = 16, contexts: tuple[int, ...] = (256, 512)) -> CalibrationTables:
     """Tables for SMALL with nothing special about them."""
     g = torch.Generator().manual_seed(seed)
     units = (SMALL.n_layers, SMALL.n_kv_heads)
+    rows = [
+        RowTables(
+            context=context,
+            k_mean=torch.randn(*units, SMALL.head_dim, generator=g),
+            k_transform=torch.randn(*units, SMALL.head_dim, SMALL.head_dim, generator=g).half(),
+            sensitivity=torch.rand(*units, 2, n_bands(SMALL.head_dim), generator=g) + 0.1,
+        )
+        for context in contexts
+    ]
     return CalibrationTables(
-        k_mean=torch.randn(*units, SMALL.head_dim, generator=g),
+        rows=tuple(rows),
         v_mean=torch.randn(*units, SMALL.head_dim, generator=g),
-        k_transform=torch.randn(*units, SMALL.head_dim, SMALL.head_dim, generator=g).half(),
-        sensitivity=torch.rand(*units, 2, n_bands(SMALL.head_dim), generator=g) + 0.1,
         scale_modes=torch.randint(0, 2, (*units, 2), generator=g).to(torch.uint8),
         token_log_frequency=-10 * torch.rand(SMALL.vocab_size, generator=g),
         scorer=ImportanceScorer(hidden),
@@ -44,10 +52,16 @@ def random_tables(seed: int = 0, hidden: int = 16) -> CalibrationTables:
 
 def same_tables(a: CalibrationTables, b: CalibrationTables) -> bool:
     scorers = ("scorer", "paper_scorer")
-    plain = [f.name for f in fields(CalibrationTables) if f.name not in (*scorers, "info")]
+    plain = [f.name for f in fields(CalibrationTables) if f.name not in (*scorers, "info", "rows")]
     states = [[getattr(t, name).state_dict() for name in scorers] for t in (a, b)]
     same_scorers = all(all(map(torch.equal, x.values(), y.values())) for x, y in zip(*states, strict=True))
-    return same_scorers and a.info == b.info and all(torch.equal(getattr(a, n), getattr(b, n)) for n in plain)
+    same_rows = [r.context for r in a.rows] == [r.context for r in b.rows] and all(
+        torch.equal(getattr(x, n), getattr(y, n))
+        for x, y in zip(a.rows, b.rows, strict=True)
+        for n in ("k_mean", "k_transform", "sensitivity")
+    )
+    plain_same = all(torch.equal(getattr(a, n), getattr(b, n)) for n in plain)
+    return same_scorers and a.info == b.info and same_rows and plain_same
 
 
 @pytest.mark.parametrize("hidden", [1, 16, 24])
@@ -71,7 +85,8 @@ def test_shipped_tables_fit_the_default_model() -> None:
     tables = CalibrationTables.load(shipped_tables(DEFAULT_MODEL))
     tables.check(DEFAULT)
     assert tables.info["calibrated"] is True
-    assert tables.sensitivity.mean().item() == pytest.approx(1.0, abs=1e-3)
+    assert [rows.context for rows in tables.rows] == [512, 1024, 2048, 4096, DEFAULT.max_position_embeddings]
+    assert all(rows.sensitivity.mean().item() == pytest.approx(1.0, abs=1e-3) for rows in tables.rows)
     assert set(tables.scale_modes.unique().tolist()) <= {0, 1}
     assert all(
         (q.diff() >= 0).all() for q in (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
@@ -135,6 +150,11 @@ def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
         CalibrationTables.load(path)
 
 
+def with_rows(tables: CalibrationTables, **changes: Any) -> CalibrationTables:
+    """The tables with changes to the longest context's rows."""
+    return replace(tables, rows=(*tables.rows[:-1], replace(tables.rows[-1], **changes)))
+
+
 def refused(changed: CalibrationTables) -> None:
     with pytest.raises(UserError, match=r"the calibration tables are for a model of .* run scripts/calibrate\.py"):
         changed.check(SMALL)
@@ -144,16 +164,15 @@ def test_tables_of_another_model_are_refused() -> None:
     random_tables().check(SMALL)
     with pytest.raises(UserError, match=r"\(2, 2, 16\) .*, not \(30, 3, 64\): run scripts/calibrate\.py"):
         random_tables().check(DEFAULT)
-    refused(replace(random_tables(), k_mean=torch.zeros(2, 2, 32)))
+    refused(with_rows(random_tables(), k_mean=torch.zeros(2, 2, 32)))
     refused(replace(random_tables(), token_log_frequency=torch.zeros(SMALL.vocab_size + 1)))
     with pytest.raises(UserError, match=r"scripts/calibrate\.py"):
         plan_cache(DEFAULT, random_tables(), CacheOptions())
 
 
+WRONG_ROWS: dict[str, Any] = {"k_transform": torch.eye(16), "sensitivity": torch.ones(2, 2, 2)}
 WRONG: dict[str, Any] = {
     "v_mean": torch.zeros(2, 2, 8),
-    "k_transform": torch.eye(16),
-    "sensitivity": torch.ones(2, 2, 2),
     "scale_modes": torch.zeros(2, 1, 2, dtype=torch.uint8),
 }
 
@@ -161,6 +180,22 @@ WRONG: dict[str, Any] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_every_table_must_have_the_shape_of_the_model(name: str) -> None:
     refused(replace(random_tables(), **{name: WRONG[name]}))
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_every_context_s_tables_must_have_the_shape_of_the_model(name: str) -> None:
+    refused(with_rows(random_tables(), **{name: WRONG_ROWS[name]}))
+
+
+@pytest.mark.parametrize(("context", "expected"), [(64, 256), (256, 256), (257, 512), (9999, 512)])
+def test_a_cache_uses_the_tables_of_the_shortest_context_that_holds_it(context: int, expected: int) -> None:
+    tables = random_tables()
+    assert tables.at(context).context == expected
+    assert [rows.context for rows in tables.only(context).rows] == [expected]
+    options = CacheOptions(min(context, 500), 16, "tables", 5.5)
+    plan, slim = (plan_cache(SMALL, t, options).plan for t in (tables, tables.only(context)))
+    assert tables.for_plan(plan) is tables.at(options.context)
+    assert np.array_equal(plan.unit_bits, slim.unit_bits)
 
 
 MODELS = pytest.mark.parametrize("config", [SMALL, replace(DEFAULT, n_layers=3)], ids=["other vocabulary", "same"])
@@ -171,11 +206,13 @@ def test_neutral_tables_fit_any_model_and_make_equal_units(config: LlamaConfig) 
     tables = neutral_tables(config)
     tables.check(config)
     assert tables.info["calibrated"] is False
-    assert not tables.k_mean.any()
+    (rows,) = tables.rows
+    assert rows.context == config.max_position_embeddings
+    assert not rows.k_mean.any()
     assert not tables.v_mean.any()
-    assert (tables.sensitivity == 1).all()
-    assert not tables.scale_modes.any()
-    assert tables.v_mean.data_ptr() != tables.k_mean.data_ptr()
+    assert (rows.sensitivity == 1).all()
+    assert tables.scale_modes.float().mean((0, 1)).tolist() == [float(ScaleMode.RMS), float(ScaleMode.UNBIASED)]
+    assert tables.v_mean.data_ptr() != rows.k_mean.data_ptr()
 
 
 def test_neutral_tables_borrow_the_controller_and_the_frequencies_of_the_same_vocabulary() -> None:
@@ -196,11 +233,11 @@ def test_neutral_tables_make_a_plan(config: LlamaConfig, policy: str) -> None:
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16", "tables"])
 def test_rows_of_uniform_width_use_a_hadamard_transform_in_the_cache_and_the_simulator(policy: str) -> None:
     tables = random_tables()
-    plan = plan_cache(SMALL, tables, CacheOptions(128, 16, policy, 6.0 if policy == "tables" else None)).plan
+    plan = plan_cache(SMALL, tables, CacheOptions(128, 16, policy, 5.5 if policy == "tables" else None)).plan
     assert plan.banded == (policy == "tables")
     rows, cache = PlanRows(plan, tables), MixedPrecisionCache(SMALL, plan, tables, None)
-    rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.k_transform)
-    expected = tables.k_transform.float() if plan.banded else rotation
+    rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.at(128).k_transform)
+    expected = tables.at(128).k_transform.float() if plan.banded else rotation
     for layer in range(SMALL.n_layers):
         stored, query = (getattr(cache, f"{side}_transform_{layer}") for side in "kq")
         assert torch.equal(stored, expected[layer])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from safetensors.torch import save_file
@@ -44,8 +44,12 @@ def few_layers(checkpoint: Checkpoint, layers: int, folder: Path) -> Path:
 
 def few_tables(tables: CalibrationTables, layers: int) -> CalibrationTables:
     """The tables of the first layers."""
-    per_layer = ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes")
-    return replace(tables, **{name: getattr(tables, name)[:layers] for name in per_layer})
+
+    def kept(source: Any, *names: str) -> Any:
+        return replace(source, **{name: getattr(source, name)[:layers] for name in names})
+
+    rows = tuple(kept(rows, "k_mean", "k_transform", "sensitivity") for rows in tables.rows)
+    return replace(kept(tables, "v_mean", "scale_modes"), rows=rows)
 
 
 def main(

@@ -81,7 +81,7 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             lowering.save(executorch, folder / PROGRAM)
             shutil.copy2(library, folder / native.LIBRARY_NAME)
             write_tokenizer(checkpoint, folder)
-            tables.save(folder / CALIBRATION)
+            tables.only(plan.context).save(folder / CALIBRATION)
             sections: dict[str, object] = {
                 "target": options.target,
                 "quantize": options.quantize,

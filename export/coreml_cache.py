@@ -19,7 +19,7 @@ from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.model import Llama
 from adakv_model.plan import CachePlan
-from adakv_model.tables import CalibrationTables
+from adakv_model.tables import CalibrationTables, RowTables
 from export.coreml_control import Control, Step
 from export.coreml_inputs import InputLayout
 from export.coreml_layout import RAW_BITS, StateLayout
@@ -75,24 +75,24 @@ class CoreMLCache(nn.Module):
         self.layout = StateLayout(plan, storage)
         self.place: Place = States(self, self.layout) if storage is FP16 else Inputs(InputLayout(self.layout))
         self.control = Control(config, self.layout, tables, controller)
-        tables = tables.for_plan(plan)
+        rows = tables.for_plan(plan)
         self.narrow: list[NarrowTiers | None] = []
         for layer in range(plan.n_layers):
             self.place.register(layer)
-            self._register_constants(layer, tables)
+            self._register_constants(layer, rows, tables.v_mean[layer].float())
             tiers = self.layout.narrow_tiers
             self.narrow.append(NarrowTiers([self.layout.row(layer, tier) for tier in tiers]) if tiers else None)
         self._steps = _Current()
 
-    def _register_constants(self, layer: int, tables: CalibrationTables) -> None:
-        maps = row_transforms(tables, layer)
+    def _register_constants(self, layer: int, rows: RowTables, v_mean: Tensor) -> None:
+        maps = row_transforms(rows, layer)
         group = self.plan.n_heads // self.plan.n_kv_heads
         constants = {
-            "mean": torch.cat((tables.k_mean[layer], tables.v_mean[layer])).float().unsqueeze(-1),  # [units, D, 1]
+            "mean": torch.cat((rows.k_mean[layer].float(), v_mean)).unsqueeze(-1),  # [units, D, 1]
             "store": maps.store,
             "query": maps.query.transpose(1, 2).contiguous(),  # [KV, D, D]
             "output": maps.output.transpose(1, 2).contiguous(),  # [1, D, D]
-            "offset": tables.v_mean[layer].float().repeat_interleave(group, 0).unsqueeze(1),  # [H, 1, D]
+            "offset": v_mean.repeat_interleave(group, 0).unsqueeze(1),  # [H, 1, D]
         }
         for name, value in constants.items():
             self.register_buffer(f"{name}_{layer}", value)

@@ -28,7 +28,7 @@ def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCach
     plan = replace(planned.plan, scale_modes=modes.repeat(planned.plan.n_kv_heads, axis=1))
     if plan.policy not in BUDGETED:
         return PlannedCache(plan, planned.thresholds)
-    sensitivity = tables.sensitivity.double().numpy().sum(1, keepdims=True)  # [L, 1, 2, bands]
+    sensitivity = tables.at(plan.context).sensitivity.double().numpy().sum(1, keepdims=True)  # [L, 1, 2, bands]
     means = np.minimum(tier_means(plan), plan.window_bits)
     widths = np.stack([allocate_unit_bits(sensitivity, float(b)) for b in means], axis=-1)  # [L, 1, 2, K]
     for layer in range(plan.n_layers):

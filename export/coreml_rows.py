@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.quantizer import STEP, hadamard, is_narrow
-from adakv_model.tables import CalibrationTables
+from adakv_model.tables import RowTables
 from export.coreml_layout import RowLayout, Section
 from export.coreml_storage import Digits, Storage
 
@@ -42,10 +42,10 @@ def _hadamard_matrix(size: int) -> Tensor:
     return hadamard(torch.eye(size, dtype=torch.float64)).float()
 
 
-def row_transforms(tables: CalibrationTables, layer: int) -> RowTransforms:
-    """The one place that says how a layer's rows are mapped: K by the tables' transform, V by Hadamard. tables: as the
+def row_transforms(rows: RowTables, layer: int) -> RowTransforms:
+    """The one place that says how a layer's rows are mapped: K by the tables' transform, V by Hadamard. rows: as the
     plan uses them (`CalibrationTables.for_plan`)."""
-    k, q = tables.k_transform[layer].float(), tables.q_transform[layer]
+    k, q = rows.k_transform[layer].float(), rows.q_transform[layer]
     v = _hadamard_matrix(k.shape[-1]).expand(k.shape)
     return RowTransforms(torch.cat((k, v)), q * (1.0 / math.sqrt(k.shape[-1])), v[:1])
 

@@ -100,7 +100,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
             sections = _package(options, checkpoint, planned, program, folder, stage)
         with stage("write artifact"):
             write_tokenizer(checkpoint, folder)
-            tables.save(folder / CALIBRATION)
+            tables.only(options.cache.context).save(folder / CALIBRATION)
             common: dict[str, object] = {
                 "target": "ios",
                 "backend": options.backend,

@@ -37,10 +37,12 @@ OPTIONS = [
 def tables() -> CalibrationTables:
     """Bands of unequal sensitivity, and a K transform that is not orthogonal."""
     tables, generator = neutral_tables(CONFIG), torch.Generator().manual_seed(5)
-    noise = torch.randn(tables.k_transform.shape, generator=generator) * 0.05
-    sensitivity = tables.sensitivity.clone()
+    (rows,) = tables.rows
+    noise = torch.randn(rows.k_transform.shape, generator=generator) * 0.05
+    sensitivity = rows.sensitivity.clone()
     sensitivity[:, :, 0] *= torch.tensor([8.0, 2.0, 0.6, 0.2])
-    return replace(tables, k_transform=(tables.k_transform.float() + noise).half(), sensitivity=sensitivity)
+    rows = replace(rows, k_transform=(rows.k_transform.float() + noise).half(), sensitivity=sensitivity)
+    return replace(tables, rows=(rows,))
 
 
 def build(

@@ -120,7 +120,7 @@ def plan_of_one_layer() -> CachePlan:
 def test_transforms_undo_each_other(planned: PlannedCache, tables: CalibrationTables) -> None:
     """What attention needs of any row transform: logits and outputs as without it."""
     assert planned.plan.banded
-    for used in (tables.for_plan(planned.plan), neutral_tables(MODELS[MODEL].config)):
+    for used in (tables.for_plan(planned.plan), *neutral_tables(MODELS[MODEL].config).rows):
         maps = row_transforms(used, 7)
         identity = torch.eye(64).expand(3, -1, -1)
         torch.testing.assert_close(maps.query.transpose(1, 2) @ maps.store[:3], identity / 8, rtol=0, atol=1e-5)

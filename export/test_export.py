@@ -15,14 +15,11 @@ import torch
 from adakv_model.artifact import Artifact
 from adakv_model.budget import CacheOptions
 from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.tables import CalibrationTables, shipped_tables
 from adakv_model.testing_checkpoints import SMALL, write_folder
 from device_tests.exporting import ROOT, run_export
 from export.android import AndroidOptions, export_android
 from export.artifact import atomic_folder
-from export.cli import notes
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +94,6 @@ def test_bad_options_give_one_line_and_no_artifact(options: tuple[str, ...], mes
     assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("policy", "context", "expected"),
-    [("adaptive", 4096, 1), ("tables", 4096, 1), ("adaptive", 2048, 0), ("static-4", 4096, 0)],
-)
-def test_a_context_beyond_the_calibration_is_noted(policy: str, context: int, expected: int) -> None:
-    """On the shipped tables, which were measured on windows of 2,048 tokens."""
-    cache = {"policy": policy, "context": context}
-    found = notes(
-        {"kv_cache": cache, "calibration": CalibrationTables.load(shipped_tables(DEFAULT_MODEL)).info},
-        random_weights=False,
-    )
-    assert len(found) == expected
-    assert all("calibrate.py --context 4096" in note for note in found)
 
 
 def test_bad_checkpoints(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Calibrate a checkpoint: means, unit sensitivities, scale modes and token frequencies for its KV cache.
+"""Calibrate a checkpoint: means, K transforms, sensitivities and token frequencies for its KV cache.
 
 in:  a checkpoint (--model or --checkpoint) and a text
 out: FILE.safetensors (adakv_model.tables.CalibrationTables) and FILE.calibrate.json, what was measured
@@ -22,20 +22,23 @@ from torch import Tensor
 from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
-from adakv_model.config import DEFAULT_MODEL
+from adakv_model.config import DEFAULT_MODEL, LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.reference import FEATURES
-from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, shipped_tables
+from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, RowTables, reading_gains, shipped_tables
 from training import cli
 from training.collect import Settings, WindowRecord, collect, mean_rows
 from training.fit import QUANTILES, spearman
 from training.frequency import log_frequencies
 from training.measure import PROBE_BITS, Probe, measure
+from training.positions import PositionAverage
 from training.transforms import band_transforms
 
 app = typer.Typer(add_completion=False)
+
+SHORTEST = 512  # tokens of the smallest cache with tables of its own
 
 
 @app.command()
@@ -64,7 +67,17 @@ def main(
     work = work_dir or default_cache_dir() / "training"
     k_mean, v_mean = mean_rows(loaded, windows, work)
     records = collect(loaded, windows, k_mean, v_mean, frequency, settings, work, has_second_sample)
-    tables, report = summarise(records, settings, k_mean, v_mean, frequency, out)
+    rows = row_tables(loaded.config, records, settings, k_mean)
+    tables = CalibrationTables(
+        rows=rows,
+        v_mean=v_mean,
+        scale_modes=reading_gains(*v_mean.shape[:2]),
+        token_log_frequency=frequency,
+        info={"calibrated": True},
+        **donor(out),
+    )
+    damage = far_damage(records, settings)
+    report = {"sensitivity": sensitivity_report(damage), "damage_per_token": float(damage.mean(0).sum())}
     report |= measure(Probe(loaded, tables, windows[0], settings.window, work))
     calibration = {
         "command": cli.command_line("calibrate.py"),
@@ -72,6 +85,7 @@ def main(
         "text": {"name": source.name, "sha256": source.sha256, "tokens": len(source.ids)},
         "tokens": windows.numel(),
         "smoothing": added,
+        "contexts": [r.context for r in rows],
         **asdict(settings),
         **report,
     }
@@ -80,9 +94,7 @@ def main(
     tables.save(out)
     cli.write_json(out.with_suffix(".calibrate.json"), calibration)
     typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
-    typer.echo(
-        f"KL with codes of {PROBE_BITS} bits, nats a token: {report['measured']}; unbiased: {report['scale_modes']}"
-    )
+    typer.echo(f"KL with codes of {PROBE_BITS} bits, nats a token: {report['measured']}")
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 
 
@@ -97,37 +109,39 @@ def has_second_sample(index: int) -> bool:
     return index % 4 == 3
 
 
-def summarise(
-    records: list[WindowRecord],
-    settings: Settings,
-    k_mean: Tensor,
-    v_mean: Tensor,
-    frequency: Tensor,
-    out: Path,
-) -> tuple[CalibrationTables, dict]:
-    """Tables with the best controller at hand, and what to report about them."""
-    damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in records])  # [W, L, KV, 2]
-    moments = torch.stack([r.k_outer for r in records]).mean(0) / (settings.context - 1)  # [L, 2, KV, D, D]
-    transform, k_cost = band_transforms(moments[:, 0], moments[:, 1])
-    k_cost *= (damage.mean(0)[..., 0].sum(1) / k_cost.sum((1, 2)))[:, None, None]  # only its shares matter
-    v_cost = damage.mean(0)[..., 1:2].double().expand(-1, -1, k_cost.shape[-1]) / k_cost.shape[-1]
-    cost = torch.stack((k_cost, v_cost), dim=2)  # [L, KV, 2, bands]
-    donated = donor(out)
-    report = {
-        "sensitivity": sensitivity_report(damage),
-        "damage_per_token": float(damage.mean(0).sum()),
-    }
-    tables = CalibrationTables(
-        k_mean=k_mean,
-        v_mean=v_mean,
-        k_transform=transform.half(),
-        sensitivity=(cost / cost.mean()).float(),
-        scale_modes=torch.zeros(cost.shape[:3], dtype=torch.uint8),
-        token_log_frequency=frequency,
-        info={"calibrated": True},
-        **donated,
-    )
-    return tables, report
+def far_damage(records: list[WindowRecord], settings: Settings) -> Tensor:
+    """Mean over the tokens of each window: float32 [W, L, KV, 2]."""
+    return torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in records])
+
+
+def row_tables(
+    config: LlamaConfig, records: list[WindowRecord], settings: Settings, k_mean: Tensor
+) -> tuple[RowTables, ...]:
+    """Estimated row tables of caches from SHORTEST tokens to the longest that the model takes, doubling.
+
+    k_mean: float32 [L, KV, D], before RoPE.
+    """
+    gradients, rows = (torch.stack([r.k_outer for r in records]).double().mean(0) / (settings.context - 1)).unbind(1)
+    rows = rows + k_mean.double().unsqueeze(-1) * k_mean.double().unsqueeze(-2)  # about zero: the mean turns as well
+    damage = far_damage(records, settings).mean(0).double()  # [L, KV, 2]
+    longest = config.max_position_embeddings
+    contexts = [n for n in (SHORTEST << i for i in range(longest.bit_length())) if n < longest] + [longest]
+    estimates = {n: _keys(PositionAverage(config, n), gradients, rows, k_mean) for n in contexts}
+    reference = next((n for n in contexts if n >= settings.context), longest)
+    k_scale = damage[..., 0].sum(1) / estimates[reference][2].sum((1, 2))  # K's share, where the damage was measured
+    out = []
+    for context, (mean, transform, cost) in estimates.items():
+        v_cost = damage[..., 1:2].expand_as(cost) / cost.shape[-1]
+        both = torch.stack((cost * k_scale[:, None, None], v_cost), dim=2)  # [L, KV, 2, bands]
+        out.append(RowTables(context, mean.float(), transform.half(), (both / both.mean()).float()))
+    return tuple(out)
+
+
+def _keys(average: PositionAverage, gradients: Tensor, rows: Tensor, k_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, transform and cost by band of K after RoPE from second moments before it."""
+    mean = average.mean(k_mean)
+    central = average.second_moment(rows) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    return mean, *band_transforms(average.second_moment(gradients), central)
 
 
 def donor(out: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import calibrate
 from adakv_model.corpus import cut_windows
 from adakv_model.kv_cache import FloatCache
-from adakv_model.model import build_model
+from adakv_model.model import build_model, rope_tables
 from adakv_model.tables import CalibrationTables
 from training import collect
 from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
@@ -35,7 +35,7 @@ def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors() -> Non
     q, k, v = torch.randn(2, 3, count, 16), torch.randn(2, count, 16), torch.randn(2, count, 16)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     trace = LayerTrace.zeros(count, torch.zeros(2, 2, count))
-    out = _Attention.apply(*leaves, trace, _Geometry(torch.zeros(2, 16), window, 5))
+    out = _Attention.apply(*leaves, trace, _Geometry(torch.zeros(2, 16), window, 5, *rope_tables(CONFIG, count)))
     direction = torch.randn_like(out)
     dq, dk, dv = torch.autograd.grad(out, leaves, direction)
 
@@ -55,8 +55,14 @@ def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors() -> Non
     torch.testing.assert_close(dv, gradients[3] + gradients[4])
     squares = torch.stack([gradients[i].square().sum(-1) for i in (2, 4)])
     torch.testing.assert_close(trace.gradient_square, squares, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trace.k_outer.diagonal(dim1=-2, dim2=-1).sum((-2, -1)), far_and_rows(squares[0], k))
     torch.testing.assert_close(trace.own, p.diagonal(dim1=-2, dim2=-1).sum((0, 1)))
     torch.testing.assert_close(trace.received, (p.sum((0, 1)) * ((age >= 1) & (age <= 5))).sum(0))
+
+
+def far_and_rows(squares: Tensor, k: Tensor) -> Tensor:
+    """Traces of both K moments, without the sink; a rotation changes no norm."""
+    return torch.stack((squares[:, 1:].sum(), k[:, 1:].square().sum()))
 
 
 def test_tracing_cache_gives_the_logits_of_the_float_cache() -> None:
@@ -136,16 +142,21 @@ def test_two_runs_give_equal_files_and_the_second_resumes(
     fresh = run(tiny_folder, tmp_path / "d.safetensors", **{"work-dir": tmp_path / "other"})
     assert len(traced) == 6
     for other in (second, third, fresh):
-        for name in ("k_mean", "v_mean", "k_transform", "sensitivity", "scale_modes", "token_log_frequency"):
+        for name in ("k_mean", "k_transform", "sensitivity"):
+            mine, theirs = (getattr(tables.rows[0], name) for tables in (other, first))
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+        for name in ("v_mean", "scale_modes", "token_log_frequency"):
             torch.testing.assert_close(getattr(other, name), getattr(first, name), rtol=1e-5, atol=1e-7)
 
 
 def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, tmp_path: Path) -> None:
     tables = run(tiny_folder, tmp_path / "t.safetensors")
-    assert float(tables.sensitivity.mean()) == pytest.approx(1.0, abs=1e-5)
+    (rows,) = tables.rows
+    assert rows.context == CONFIG.max_position_embeddings
+    assert float(rows.sensitivity.mean()) == pytest.approx(1.0, abs=1e-5)
     assert float(tables.token_log_frequency.exp().sum()) == pytest.approx(1.0, abs=1e-4)
-    assert (tables.sensitivity > 0).all()
-    identity = tables.q_transform.transpose(-1, -2) @ tables.k_transform.float()
+    assert (rows.sensitivity > 0).all()
+    identity = rows.q_transform.transpose(-1, -2) @ rows.k_transform.float()
     torch.testing.assert_close(identity, torch.eye(CONFIG.head_dim).expand_as(identity), rtol=0, atol=1e-3)
     log = json.loads((tmp_path / "t.calibrate.json").read_text())
     assert log == tables.info["calibration"]

@@ -147,7 +147,7 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
         scorers.append(after.scorer.state_dict())
     for name, value in scorers[0].items():
         assert torch.equal(value, scorers[1][name])
-    assert torch.equal(before.sensitivity, after.sensitivity)
+    assert torch.equal(before.rows[0].sensitivity, after.rows[0].sensitivity)
     assert len(after.score_quantiles) == 257
     assert (after.score_quantiles.diff() >= 0).all()
     assert after.score_quantiles[0] < after.score_quantiles[-1]
@@ -167,7 +167,7 @@ def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder
     tables = tmp_path / "t.safetensors"
     good = run(tiny_folder, tables)
     other = tmp_path / "other.safetensors"
-    dataclasses.replace(good, k_mean=good.k_mean[:1]).save(other)
+    dataclasses.replace(good, v_mean=good.v_mean[:1]).save(other)
     text_of = tmp_path / "text.txt"
     text_of.write_text("w1 w2")
     for changes, message in (

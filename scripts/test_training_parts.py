@@ -11,12 +11,16 @@ from torch import Tensor
 
 from adakv_model.budget import CacheOptions, plan_cache
 from adakv_model.checkpoint_weights import Checkpoint
-from adakv_model.model import build_model
+from adakv_model.model import build_model, rope_tables
 from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import make_policy
+from adakv_model.reference import apply_rope
 from adakv_model.scoring import Simulator
 from adakv_model.tables import neutral_tables
+from calibrate import row_tables
+from training.collect import Settings, WindowRecord
 from training.measure import PROBE_BITS, Probe, measure
+from training.positions import PositionAverage
 from training.soft_cache import SoftTierCache
 from training.testing import CONFIG, WORDS, tiny_weights
 from training.transforms import band_transforms
@@ -59,6 +63,47 @@ def test_a_band_s_cost_is_the_loss_that_its_noise_adds() -> None:
         torch.testing.assert_close(loss, cost[:, band], rtol=0.01, atol=0.0)
 
 
+@pytest.mark.parametrize("positions", [1, 40, 512])
+def test_position_averages_are_those_of_rotated_keys(positions: int) -> None:
+    """Mean and second moment of R_t x over t, against all the rotations one by one."""
+    generator = torch.Generator().manual_seed(8)
+    cos, sin = (x.double() for x in rope_tables(CONFIG, positions))
+    rows = torch.randn(2, 30, CONFIG.head_dim, generator=generator, dtype=torch.float64)
+    rotated = torch.stack(
+        [apply_rope(rows[:, i : i + 1].transpose(0, 1).expand(positions, -1, -1), cos, sin) for i in range(30)]
+    )  # [30, T, 2, D]
+    average = PositionAverage(CONFIG, positions)
+    expected = torch.einsum("ntkc,ntkd->kcd", rotated, rotated) / (30 * positions)
+    moment = torch.einsum("knc,knd->kcd", rows, rows) / 30
+    torch.testing.assert_close(average.second_moment(moment), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(average.mean(rows.mean(1)), rotated.mean((0, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_tables_of_a_context_have_alike_channels_at_its_positions() -> None:
+    """Keys rotated as in a cache of that length have unit variance in every band; under the tables of a shorter cache
+    their variance grows."""
+    generator = torch.Generator().manual_seed(9)
+    config = replace(CONFIG, head_dim=64, rope_theta=100000.0, max_position_embeddings=8192)
+    factor = torch.randn(64, 64, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, 64).double()
+    mean = 3 * torch.randn(64, generator=generator, dtype=torch.float64)
+    rows = torch.randn(8192, 64, generator=generator, dtype=torch.float64) @ factor.T + mean
+    cos, sin = (x.double() for x in rope_tables(config, 8192))
+    keys = apply_rope(rows.unsqueeze(1), cos, sin)[:, 0]
+    central = (rows - mean).T @ (rows - mean) / 8192
+    record = WindowRecord(
+        features=torch.zeros(2048, 8),
+        damage=torch.ones(2, 1, 1, 2, 2048),
+        k_outer=torch.stack((torch.eye(64), central.float())).reshape(1, 2, 1, 64, 64) * 2047,
+    )
+    tables = row_tables(config, [record], Settings(), mean.float().reshape(1, 1, 64))
+    assert [t.context for t in tables] == [512, 1024, 2048, 4096, 8192]
+    variance = {t.context: ((keys - t.k_mean[0, 0]) @ t.k_transform[0, 0].double().T).square() for t in tables}
+    for context, value in variance.items():
+        bands = value[:context].mean(0).unflatten(-1, (4, 16)).mean(-1)
+        torch.testing.assert_close(bands, torch.ones_like(bands), rtol=0.25, atol=0.0)
+    assert variance[512].mean() > 2 * variance[8192].mean()
+
+
 def test_measured_sensitivities_add_up_to_what_was_measured(tmp_path: Path) -> None:
     """And a second run only reads its files."""
     window = torch.randint(WORDS, (64,), generator=torch.Generator().manual_seed(5))
@@ -68,8 +113,8 @@ def test_measured_sensitivities_add_up_to_what_was_measured(tmp_path: Path) -> N
         results.append((measure(Probe(tiny(), tables, window, 8, tmp_path)), tables))
     (first, tables), (second, again) = results
     assert first == second
-    assert torch.equal(tables.sensitivity, again.sensitivity)
-    assert tables.sensitivity.mean().item() == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(tables.rows[0].sensitivity, again.rows[0].sensitivity)
+    assert tables.rows[0].sensitivity.mean().item() == pytest.approx(1.0, abs=1e-5)
     assert first["measured"]["k"] > 0
     assert first["measured"]["both"] == pytest.approx(first["measured"]["k"] + first["measured"]["v"], rel=0.5)
     probe = Probe(tiny(), tables, window, 8, tmp_path)

@@ -35,7 +35,7 @@ from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
 from training import cli, fit
-from training.collect import Settings, WindowRecord, collect
+from training.collect import Settings, WindowRecord, collect, mean_rows
 from training.on_policy import Judge, OnPolicy, Trainer
 
 FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the noise
@@ -102,11 +102,12 @@ def main(
     if len(windows) < 4:
         raise UserError(f"--tokens {tokens} gives {len(windows)} windows of {context}: training needs 4 or more")
     work = work_dir or default_cache_dir() / "training"
+    k_mean, v_mean = mean_rows(loaded, windows, work)
     records = collect(
         loaded,
         windows,
-        calibrated.k_mean,
-        calibrated.v_mean,
+        k_mean,
+        v_mean,
         calibrated.token_log_frequency,
         settings,
         work,
@@ -144,7 +145,7 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
         "held_out": [r for i, r in enumerate(records) if has_second_sample(i)],
     }
     mean_damage = torch.stack([r.damage[0][..., settings.departing].mean(-1) for r in parts["train"]]).mean(0)
-    sensitivity = tables.sensitivity.sum(-1)
+    sensitivity = tables.at(settings.context).sensitivity.sum(-1)
     split = {name: Split(part, settings, sensitivity, mean_damage) for name, part in parts.items()}
     candidates = [(loss, label) for label in LABELS for loss in fit.LOSSES]
     selection = {}

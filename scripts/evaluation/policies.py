@@ -42,7 +42,7 @@ class PolicySpec:
         family = self.name.split("-")[0]
         if family in UNCALIBRATED:
             return {"name": self.name}
-        return {**asdict(self), "tables": tables.digest(family)}
+        return {**asdict(self), "tables": tables.digest(family, self.context)}
 
     def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""
@@ -63,12 +63,12 @@ class Tables:
 
     tables: CalibrationTables
 
-    def digest(self, family: str) -> str:
+    def digest(self, family: str, context: int) -> str:
         """Of what this family of policies reads."""
-        t = self.tables
-        parts = [t.k_mean, t.v_mean, t.scale_modes]
+        t, rows = self.tables, self.tables.at(context)
+        parts = [rows.k_mean, t.v_mean, t.scale_modes]
         if family not in ("static", "recency"):
-            parts += [t.k_transform, t.sensitivity]
+            parts += [rows.k_transform, rows.sensitivity]
         if family not in ("static", "recency", "tables"):
             parts += [t.token_log_frequency, t.score_quantiles, t.feature_quantiles, t.paper_quantiles]
             parts += [*t.scorer.state_dict().values(), *t.paper_scorer.state_dict().values()]

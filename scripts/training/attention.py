@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache
+from adakv_model.reference import apply_rope
 
 BLOCK = 64  # queries whose probabilities exist at the same time
 
@@ -26,7 +27,7 @@ class LayerTrace:
     """What one layer leaves behind. Forward: own, own_squared, received float32 [T] (sums over heads of
     attention, as in reference.py's observations) and mean_square [2, KV, T] of centred K, V rows. Backward:
     gradient_square [2, KV, T], squared norms of the far gradients; k_outer [2, KV, D, D], sums over tokens (not the
-    sink) of the outer products of K's far gradients and of its centred rows."""
+    sink) of the outer products of K's far gradients and of its centred rows, both turned back by RoPE's angle."""
 
     own: Tensor
     own_squared: Tensor
@@ -43,15 +44,21 @@ class LayerTrace:
 
 @dataclass(frozen=True)
 class _Geometry:
-    k_mean: Tensor  # [KV, D]
+    k_mean: Tensor  # [KV, D], before RoPE
     window: int
     lag: int
+    cos: Tensor  # [T, D / 2]
+    sin: Tensor
+
+    def turned_back(self, x: Tensor) -> Tensor:
+        """Rows [KV, T, D] of K or of its gradient without their position's rotation."""
+        return apply_rope(x.transpose(0, 1), self.cos, -self.sin).transpose(0, 1)
 
 
 class TracingCache(FloatCache):
     """FloatCache for one window of text at a time (batch 1, input_pos 0) that records a LayerTrace per layer.
 
-    k_mean, v_mean: float32 [L, KV, D].
+    k_mean, v_mean: float32 [L, KV, D], of K before RoPE and of V.
     """
 
     def __init__(
@@ -71,13 +78,14 @@ class TracingCache(FloatCache):
             qkv = qkv.detach().requires_grad_()
         parts = qkv.reshape(1, count, -1, c.head_dim).split([c.n_heads, c.n_kv_heads, c.n_kv_heads], dim=2)
         q, k = (self._rope(x, plan)[0] for x in parts[:2])
-        v = parts[2][0].transpose(0, 1)
+        unrotated, v = (x[0].transpose(0, 1) for x in parts[1:])
         q = q.reshape(c.n_kv_heads, -1, count, c.head_dim) * (1.0 / math.sqrt(c.head_dim))
         means = self.k_mean[layer], self.v_mean[layer]
-        squares = [(x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in zip((k, v), means, strict=True)]
+        rows = zip((unrotated, v), means, strict=True)
+        squares = [(x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in rows]
         trace = LayerTrace.zeros(count, torch.stack(squares))
         self.traces.append(trace)
-        geometry = _Geometry(means[0], self.window, self.lag)
+        geometry = _Geometry(means[0], self.window, self.lag, self.cos[plan], self.sin[plan])
         out = _Attention.apply(q, k, v, trace, geometry)
         return out.reshape(c.n_heads, count, c.head_dim).transpose(0, 1).reshape(1, count, -1)
 
@@ -114,7 +122,8 @@ class _Attention(torch.autograd.Function):
                 weights[..., low:].masked_fill_(mask, 0.0)
                 far[i, :, :b] += _outer(weights, other)
         ctx.trace.gradient_square = far.square().sum(-1)
-        ctx.trace.k_outer = torch.stack([_second_moment(x) for x in (far[0], k - geometry.k_mean.unsqueeze(1))])
+        centred = geometry.turned_back(k) - geometry.k_mean.unsqueeze(1)
+        ctx.trace.k_outer = torch.stack([_second_moment(x) for x in (geometry.turned_back(far[0]), centred)])
         dk, dv = far + near
         return dq, dk, dv, None, None
 

@@ -22,7 +22,7 @@ from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
+from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, apply_rope
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
 
@@ -59,20 +59,20 @@ class WindowRecord:
 
 
 def mean_rows(checkpoint: Checkpoint, windows: Tensor, work: Path) -> tuple[Tensor, Tensor]:
-    """Means float32 [L, KV, D] of K after RoPE and of V over all positions but the sink of up to 8
-    windows."""
+    """Means float32 [L, KV, D] of K before RoPE and of V over all positions but the sink of up to 8 windows."""
     windows = windows[:: -(-len(windows) // MEAN_WINDOWS)]
     cache = FloatCache(checkpoint.config, windows.shape[1])
     model = build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False)
     model.lm_head = torch.nn.Identity()  # type: ignore[assignment]
-    folder = work_folder(work, stage="means", source=checkpoint.source, ids=digest_of(windows))
+    folder = work_folder(work, stage="means before RoPE", source=checkpoint.source, ids=digest_of(windows))
 
     def compute(index: int) -> Callable[[], dict[str, Tensor]]:
         def run() -> dict[str, Tensor]:
             with torch.no_grad():
                 model(windows[index : index + 1], torch.tensor([0]))
-            pairs = (("k", cache.keys), ("v", cache.values))
-            return {name: torch.stack([x[0, :, 1:].mean(1) for x in rows]) for name, rows in pairs}
+            keys = [apply_rope(x[0].transpose(0, 1), cache.cos, -cache.sin).transpose(0, 1) for x in cache.keys]
+            pairs = (("k", keys), ("v", [x[0] for x in cache.values]))
+            return {name: torch.stack([x[:, 1:].mean(1) for x in rows]) for name, rows in pairs}
 
         return run
 
@@ -99,7 +99,9 @@ def collect(
     cache = TracingCache(config, windows.shape[1], k_mean, v_mean, settings.window, settings.lag)
     model = build_model(config, checkpoint.weights, cache, prescale_norm=False)
     inputs = digest_of(windows, k_mean, v_mean, log_frequency)
-    folder = work_folder(work, stage="damage", source=checkpoint.source, inputs=inputs, settings=settings)
+    folder = work_folder(
+        work, stage="damage, moments before RoPE", source=checkpoint.source, inputs=inputs, settings=settings
+    )
     records = []
     for i in track("gradients", range(len(windows))):
         samples = 2 if twice(i) else 1

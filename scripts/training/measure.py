@@ -22,9 +22,8 @@ from adakv_model.checkpoints import Checkpoint
 from adakv_model.plan import CachePlan
 from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import make_policy
-from adakv_model.quantizer import GAINS, ScaleMode
 from adakv_model.scoring import Simulator
-from adakv_model.tables import CalibrationTables
+from adakv_model.tables import CalibrationTables, RowTables
 from training.cli import digest_of, resumable, track, work_folder
 from training.divergence import divergence, exact_log_probs
 
@@ -32,7 +31,7 @@ PROBE_BITS = 2.5  # of a code, on average, in the rows that are measured
 PROBE_TOKENS = 1024
 
 Part = tuple[int, int]  # layer, side
-Measured = tuple[list[Part], tuple[float, int | None]]  # cost of parts, and the scale mode that gave it
+Measured = tuple[list[Part], float]  # what parts cost together
 
 
 class SomeRows(PlanRows):
@@ -54,8 +53,8 @@ class SomeRows(PlanRows):
 
 @dataclass
 class Probe:
-    """Measures on the first PROBE_TOKENS of `window`, int64 [T]. recent: the cache's window. work: where finished
-    measurements are kept."""
+    """Measures on the first PROBE_TOKENS of `window`, int64 [T], as rows of a cache of T tokens. recent: the cache's
+    window. work: where finished measurements are kept."""
 
     checkpoint: Checkpoint
     tables: CalibrationTables
@@ -69,25 +68,27 @@ class Probe:
 
     @cached_property
     def options(self) -> CacheOptions:
-        return CacheOptions(context=len(self.tokens), window=self.recent, policy="static-2")
+        return CacheOptions(context=len(self.window), window=self.recent, policy="static-2")
 
     @cached_property
     def expected(self) -> Tensor:
         return exact_log_probs(self.checkpoint, self.tables, self.tokens.unsqueeze(0))
 
+    @property
+    def rows(self) -> RowTables:
+        return self.tables.at(self.options.context)
+
     def plan(self) -> CachePlan:
         """What the tables, as they are now, give at PROBE_BITS."""
-        sensitivity = self.tables.sensitivity.double().numpy()
+        sensitivity = self.rows.sensitivity.double().numpy()
         return one_tier_plan(self.checkpoint.config, self.tables, self.options, sensitivity, PROBE_BITS)
 
-    def cost(self, plan: CachePlan, parts: Iterable[Part], mode: int | None = None) -> float:
-        """KL divergence to the exact cache in nats a token. mode: replaces the plan's scale modes."""
+    def cost(self, plan: CachePlan, parts: Iterable[Part]) -> float:
+        """KL divergence to the exact cache in nats a token."""
         parts = sorted(parts)
-        if mode is not None:
-            plan = replace(plan, scale_modes=np.full_like(plan.scale_modes, mode))
         identity = digest_of(
             self.tokens,
-            *(getattr(self.tables, name) for name in ("k_mean", "v_mean", "k_transform")),
+            *(self.rows.k_mean, self.tables.v_mean, self.rows.k_transform),
             *(torch.from_numpy(np.stack([x[i, :, j] for i, j in parts])) for x in (plan.unit_bits, plan.scale_modes)),
         )
         folder = work_folder(self.work, stage="measured", source=self.checkpoint.source, recent=self.recent)
@@ -97,7 +98,7 @@ class Probe:
     def _divergence(self, plan: CachePlan, parts: list[Part]) -> Tensor:
         policy = make_policy(self.options.policy, self.checkpoint, self.tables, self.options)
         policy = replace(policy, rows=SomeRows(plan, self.tables, parts))
-        simulator = Simulator(self.checkpoint, policy, self.tables)
+        simulator = Simulator(self.checkpoint, policy, self.tables, len(self.tokens))
         return divergence(simulator, self.tokens.unsqueeze(0), self.expected)[0]
 
 
@@ -106,47 +107,46 @@ def hash_of(parts: list[Part]) -> str:
 
 
 def measure(probe: Probe) -> dict:
-    """Put measured sensitivities and scale modes into the probe's tables; returns what to report about them."""
-    tables, layers = probe.tables, probe.checkpoint.config.n_layers
+    """Put measured sensitivities into the probe's tables; returns what to report about them."""
+    layers = probe.checkpoint.config.n_layers
     sides = [[(layer, side) for layer in range(layers)] for side in (0, 1)]
-    estimate = _by_part(tables)
-    _rescale(tables, probe.plan(), [(parts, _best(probe, probe.plan(), parts)) for parts in sides])
+    estimate = _by_part(probe.rows)
+    plan = probe.plan()
+    _rescale(probe, plan, [(parts, probe.cost(plan, parts)) for parts in sides])
     plan = probe.plan()
     measured: list[Measured] = []
     for part in track("measure", [*sides[0], *sides[1]]):
-        measured.append(([part], _best(probe, plan, [part])))
-    _rescale(tables, plan, measured)
+        measured.append(([part], probe.cost(plan, [part])))
+    _rescale(probe, plan, measured)
     plan = probe.plan()
     whole = [probe.cost(plan, parts) for parts in sides]
-    _rescale(tables, plan, [(parts, (cost, None)) for parts, cost in zip(sides, whole, strict=True)])
+    _rescale(probe, plan, list(zip(sides, whole, strict=True)))
     both = probe.cost(probe.plan(), [*sides[0], *sides[1]])
-    unbiased = (tables.scale_modes == int(ScaleMode.UNBIASED)).float().mean((0, 1))
     return {
         "measured": {"k": round(whole[0], 5), "v": round(whole[1], 5), "both": round(both, 5)},
-        "measured_over_estimate": (_by_part(tables) / estimate).T.tolist(),
-        "scale_modes": {f"unbiased_{side}": round(float(unbiased[i]), 4) for i, side in enumerate("kv")},
+        "measured_over_estimate": (_by_part(probe.rows) / estimate).T.tolist(),
     }
 
 
-def _best(probe: Probe, plan: CachePlan, parts: list[Part]) -> tuple[float, int | None]:
-    """Cost under the better scale mode, and that mode."""
-    return min((probe.cost(plan, parts, mode), int(mode)) for mode in GAINS)
-
-
-def _rescale(tables: CalibrationTables, plan: CachePlan, measured: list[Measured]) -> None:
-    """Give every group of parts the sensitivity under which the plan's predicted damage is what was measured."""
-    sensitivity = tables.sensitivity.double()
+def _rescale(probe: Probe, plan: CachePlan, measured: list[Measured]) -> None:
+    """Give every group of parts the sensitivity under which the plan's predicted damage is what was measured. Rows of
+    every context are scaled alike: how their costs differ is in the estimate."""
+    tables, sensitivity = probe.tables, probe.rows.sensitivity.double()
     predicted = torch.from_numpy(unit_damages(plan.unit_bits, sensitivity.numpy())[..., 0]).sum(1)  # [L, 2]
-    scaled, modes = torch.zeros_like(sensitivity), tables.scale_modes.clone()
-    for parts, (cost, mode) in measured:
+    factors = torch.zeros_like(predicted)
+    for parts, cost in measured:
         ratio = cost / max(sum(float(predicted[part]) for part in parts), 1e-30)
         for layer, side in parts:
-            scaled[layer, :, side] = sensitivity[layer, :, side] * ratio
-            if mode is not None:
-                modes[layer, :, side] = mode
-    tables.sensitivity, tables.scale_modes = (scaled / scaled.mean()).float(), modes
+            factors[layer, side] = ratio
+    tables.rows = tuple(_scaled(rows, factors) for rows in tables.rows)
 
 
-def _by_part(tables: CalibrationTables) -> Tensor:
+def _scaled(rows: RowTables, factors: Tensor) -> RowTables:
+    """factors: float64 [L, 2]."""
+    scaled = rows.sensitivity.double() * factors[:, None, :, None]
+    return replace(rows, sensitivity=(scaled / scaled.mean()).float())
+
+
+def _by_part(rows: RowTables) -> Tensor:
     """Sensitivities [L, 2]."""
-    return tables.sensitivity.double().sum((1, 3))
+    return rows.sensitivity.double().sum((1, 3))

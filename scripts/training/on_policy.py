@@ -86,7 +86,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=settings.rate, betas=(0.9, 0.99))
         self.running: dict[float, float] = {}
         self.log: list[dict[str, float]] = []
-        identity = digest_of(windows, features, tables.k_transform, tables.sensitivity, tables.scorer.hidden.weight)
+        rows = tables.at(settings.tokens)
+        identity = digest_of(windows, features, rows.k_transform, rows.sensitivity, tables.scorer.hidden.weight)
         self.folder = work_folder(work, stage="on-policy", source=checkpoint.source, inputs=identity, settings=settings)
 
     def run(self) -> list[dict[str, float]]:
