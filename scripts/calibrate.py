@@ -126,7 +126,7 @@ def row_tables(
     damage = far_damage(records, settings).mean(0).double()  # [L, KV, 2]
     longest = config.max_position_embeddings
     contexts = [n for n in (SHORTEST << i for i in range(longest.bit_length())) if n < longest] + [longest]
-    estimates = {n: _keys(PositionAverage(config, n), gradients, rows, k_mean) for n in contexts}
+    estimates = {n: _keys(config, settings.context, n, gradients, rows, k_mean) for n in contexts}
     reference = next((n for n in contexts if n >= settings.context), longest)
     k_scale = damage[..., 0].sum(1) / estimates[reference][2].sum((1, 2))  # K's share, where the damage was measured
     out = []
@@ -137,11 +137,19 @@ def row_tables(
     return tuple(out)
 
 
-def _keys(average: PositionAverage, gradients: Tensor, rows: Tensor, k_mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, transform and cost by band of K after RoPE from second moments before it."""
+def _keys(
+    config: LlamaConfig, window: int, context: int, gradients: Tensor, rows: Tensor, k_mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, transform and cost by band of K after RoPE in a cache of `context` tokens.
+
+    Rows hardly depend on the position before RoPE, so their second moment is averaged over all positions. Gradients
+    come from the queries of one window of text; attention sees relative positions only, so the same window further on
+    has the same gradients, turned: a longer context is as many windows one after another.
+    """
+    average, windows = PositionAverage(config, context), PositionAverage(config, max(1, context // window), window)
     mean = average.mean(k_mean)
     central = average.second_moment(rows) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    return mean, *band_transforms(average.second_moment(gradients), central)
+    return mean, *band_transforms(windows.second_moment(gradients), central)
 
 
 def donor(out: Path) -> dict[str, Any]:

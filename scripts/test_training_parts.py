@@ -63,17 +63,17 @@ def test_a_band_s_cost_is_the_loss_that_its_noise_adds() -> None:
         torch.testing.assert_close(loss, cost[:, band], rtol=0.01, atol=0.0)
 
 
-@pytest.mark.parametrize("positions", [1, 40, 512])
-def test_position_averages_are_those_of_rotated_keys(positions: int) -> None:
+@pytest.mark.parametrize(("count", "step"), [(1, 1), (40, 1), (512, 1), (1, 64), (4, 128)])
+def test_position_averages_are_those_of_rotated_keys(count: int, step: int) -> None:
     """Mean and second moment of R_t x over t, against all the rotations one by one."""
     generator = torch.Generator().manual_seed(8)
-    cos, sin = (x.double() for x in rope_tables(CONFIG, positions))
+    cos, sin = (x.double()[::step] for x in rope_tables(CONFIG, count * step))
     rows = torch.randn(2, 30, CONFIG.head_dim, generator=generator, dtype=torch.float64)
     rotated = torch.stack(
-        [apply_rope(rows[:, i : i + 1].transpose(0, 1).expand(positions, -1, -1), cos, sin) for i in range(30)]
+        [apply_rope(rows[:, i : i + 1].transpose(0, 1).expand(count, -1, -1), cos, sin) for i in range(30)]
     )  # [30, T, 2, D]
-    average = PositionAverage(CONFIG, positions)
-    expected = torch.einsum("ntkc,ntkd->kcd", rotated, rotated) / (30 * positions)
+    average = PositionAverage(CONFIG, count, step)
+    expected = torch.einsum("ntkc,ntkd->kcd", rotated, rotated) / (30 * count)
     moment = torch.einsum("knc,knd->kcd", rows, rows) / 30
     torch.testing.assert_close(average.second_moment(moment), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(average.mean(rows.mean(1)), rotated.mean((0, 1)), rtol=1e-4, atol=1e-5)

@@ -27,7 +27,7 @@ class LayerTrace:
     """What one layer leaves behind. Forward: own, own_squared, received float32 [T] (sums over heads of
     attention, as in reference.py's observations) and mean_square [2, KV, T] of centred K, V rows. Backward:
     gradient_square [2, KV, T], squared norms of the far gradients; k_outer [2, KV, D, D], sums over tokens (not the
-    sink) of the outer products of K's far gradients and of its centred rows, both turned back by RoPE's angle."""
+    sink) of the outer products of K's far gradients, after RoPE, and of its centred rows before RoPE."""
 
     own: Tensor
     own_squared: Tensor
@@ -50,9 +50,9 @@ class _Geometry:
     cos: Tensor  # [T, D / 2]
     sin: Tensor
 
-    def turned_back(self, x: Tensor) -> Tensor:
-        """Rows [KV, T, D] of K or of its gradient without their position's rotation."""
-        return apply_rope(x.transpose(0, 1), self.cos, -self.sin).transpose(0, 1)
+    def centred(self, k: Tensor) -> Tensor:
+        """Rows [KV, T, D] of K before RoPE and without their mean, from those after it."""
+        return apply_rope(k.transpose(0, 1), self.cos, -self.sin).transpose(0, 1) - self.k_mean.unsqueeze(1)
 
 
 class TracingCache(FloatCache):
@@ -122,8 +122,7 @@ class _Attention(torch.autograd.Function):
                 weights[..., low:].masked_fill_(mask, 0.0)
                 far[i, :, :b] += _outer(weights, other)
         ctx.trace.gradient_square = far.square().sum(-1)
-        centred = geometry.turned_back(k) - geometry.k_mean.unsqueeze(1)
-        ctx.trace.k_outer = torch.stack([_second_moment(x) for x in (geometry.turned_back(far[0]), centred)])
+        ctx.trace.k_outer = torch.stack([_second_moment(x) for x in (far[0], geometry.centred(k))])
         dk, dv = far + near
         return dq, dk, dv, None, None
 

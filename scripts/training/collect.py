@@ -100,7 +100,7 @@ def collect(
     model = build_model(config, checkpoint.weights, cache, prescale_norm=False)
     inputs = digest_of(windows, k_mean, v_mean, log_frequency)
     folder = work_folder(
-        work, stage="damage, moments before RoPE", source=checkpoint.source, inputs=inputs, settings=settings
+        work, stage="damage, rows before RoPE", source=checkpoint.source, inputs=inputs, settings=settings
     )
     records = []
     for i in track("gradients", range(len(windows))):

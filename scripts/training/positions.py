@@ -16,14 +16,14 @@ from adakv_model.config import LlamaConfig
 
 
 class PositionAverage:
-    """Averages over the positions 0 .. positions - 1."""
+    """Averages over the positions 0, step, ..., (count - 1) step."""
 
-    def __init__(self, config: LlamaConfig, positions: int) -> None:
+    def __init__(self, config: LlamaConfig, count: int, step: int = 1) -> None:
         half = config.head_dim // 2
         frequency = config.rope_theta ** -(torch.arange(half, dtype=torch.float64) / half)
-        phi = torch.cat((frequency, -frequency))
-        self._first = _mean_turn(phi, positions)  # [D]
-        self._second = _mean_turn(phi.unsqueeze(1) - phi, positions)  # [D, D]
+        phi = step * torch.cat((frequency, -frequency))
+        self._first = _mean_turn(phi, count)  # [D]
+        self._second = _mean_turn(phi.unsqueeze(1) - phi, count)  # [D, D]
         eye, zero = torch.eye(half, dtype=torch.float64), torch.zeros(half, half, dtype=torch.float64)
         z = torch.complex(torch.cat((eye, zero), 1), torch.cat((zero, eye), 1))
         self._basis = torch.cat((z, z.conj())) / 2**0.5  # unitary [D, D]
@@ -38,8 +38,9 @@ class PositionAverage:
         return (self._basis.mH @ turned @ self._basis).real
 
 
-def _mean_turn(angle: Tensor, positions: int) -> Tensor:
-    """Mean of e^(i t angle) over t = 0 .. positions - 1, a Dirichlet kernel. |angle| < 2 pi."""
-    half = torch.where(angle == 0, torch.ones_like(angle), angle / 2)
-    size = torch.where(angle == 0, torch.ones_like(angle), (positions * half).sin() / (positions * half.sin()))
-    return torch.polar(torch.ones_like(angle), (positions - 1) * angle / 2) * size
+def _mean_turn(angle: Tensor, count: int) -> Tensor:
+    """Mean of e^(i t angle) over t = 0 .. count - 1: a Dirichlet kernel, whose limit is taken at whole turns."""
+    half = angle / 2
+    whole = half.sin().abs() < 1e-9
+    size = torch.where(whole, (count * half).cos() / half.cos(), (count * half).sin() / (count * half.sin()))
+    return torch.polar(torch.ones_like(angle), (count - 1) * half) * size
