@@ -148,7 +148,7 @@ def test_greedy_text_equals_the_eager_reference_but_for_ties(
     gaps = logits.amax(1) - chosen
     differing = (gaps > 0).float().mean()
     print(f"{int((gaps > 0).sum())} of {len(new)} differ, largest gap {float(gaps.max()):.3f}")
-    tolerance = {"none": 0.35, "8da4w-asym": 1.5, "8da8w": 1.5, "8da4w": 3.0, "8da4w-g64": 3.0}[recipe(artifact)]
+    tolerance = {"none": 0.85, "8da4w-asym": 1.5, "8da8w": 1.5, "8da4w": 3.0, "8da4w-g64": 3.0}[recipe(artifact)]
     assert float(gaps.max()) < tolerance
     bounds = {"none": 0.03, "8da4w-asym": 0.10, "8da8w": 0.10, "8da4w": 0.2, "8da4w-g64": 0.2}
     assert differing < bounds[recipe(artifact)]
