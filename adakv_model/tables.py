@@ -105,9 +105,9 @@ class CalibrationTables:
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
             content: dict[str, Any] = {name: tensors[name] for name in _PLAIN}
             contexts = sorted(int(name.split(".")[0]) for name in tensors if name.endswith(".k_mean"))
-            content["rows"] = tuple(RowTables(n, *(tensors[f"{n}.{name}"] for name in _ROWS)) for n in contexts)
             if not contexts:
                 raise KeyError("k_mean")
+            content["rows"] = tuple(RowTables(n, *(tensors[f"{n}.{name}"] for name in _ROWS)) for n in contexts)
             content |= {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
             return cls(**content, info=info)
         except (SafetensorError, KeyError, RuntimeError, ValueError) as e:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache
-from adakv_model.reference import apply_rope
+from training.positions import before_rope
 
 BLOCK = 64  # queries whose probabilities exist at the same time
 
@@ -52,7 +52,7 @@ class _Geometry:
 
     def centred(self, k: Tensor) -> Tensor:
         """Rows [KV, T, D] of K before RoPE and without their mean, from those after it."""
-        return apply_rope(k.transpose(0, 1), self.cos, -self.sin).transpose(0, 1) - self.k_mean.unsqueeze(1)
+        return before_rope(k, self.cos, self.sin) - self.k_mean.unsqueeze(1)
 
 
 class TracingCache(FloatCache):

@@ -22,9 +22,10 @@ from adakv_model.budget import DEFAULT_WINDOW
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, apply_rope
+from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
+from training.positions import before_rope
 
 MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
 
@@ -70,7 +71,7 @@ def mean_rows(checkpoint: Checkpoint, windows: Tensor, work: Path) -> tuple[Tens
         def run() -> dict[str, Tensor]:
             with torch.no_grad():
                 model(windows[index : index + 1], torch.tensor([0]))
-            keys = [apply_rope(x[0].transpose(0, 1), cache.cos, -cache.sin).transpose(0, 1) for x in cache.keys]
+            keys = [before_rope(x[0], cache.cos, cache.sin) for x in cache.keys]
             pairs = (("k", keys), ("v", [x[0] for x in cache.values]))
             return {name: torch.stack([x[:, 1:].mean(1) for x in rows]) for name, rows in pairs}
 

@@ -1,10 +1,9 @@
 """What rotary embeddings make of a mean and of a second moment, on average over positions.
 
-RoPE turns every pair of channels (i, i + D/2) of a key at position t by t * theta_i (Su et al., arXiv 2104.09864). The
-means and moments of keys before it hardly depend on the position, those of the keys that a cache stores do. In the
-complex coordinates z = x_i + i x_(i + D/2) and its conjugate the rotation is diagonal, e^(i t phi), so the average over
-positions multiplies entry (a, b) of a second moment by the mean of e^(i t (phi_a - phi_b)), and entry a of a mean by
-that of e^(i t phi_a).
+RoPE turns every pair of channels (i, i + D/2) of a key at position t by t * theta_i (Su et al., arXiv 2104.09864). Keys
+before it hardly depend on the position, those that a cache stores do. In the complex coordinates z = x_i + i x_(i +
+D/2) and its conjugate the rotation is diagonal, e^(i t phi), so the average over positions multiplies entry (a, b) of a
+second moment by the mean of e^(i t (phi_a - phi_b)), and entry a of a mean by that of e^(i t phi_a).
 """
 
 from __future__ import annotations
@@ -13,6 +12,12 @@ import torch
 from torch import Tensor
 
 from adakv_model.config import LlamaConfig
+from adakv_model.reference import apply_rope
+
+
+def before_rope(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Keys [KV, T, D] as they were before RoPE. cos, sin: [T, D / 2]."""
+    return apply_rope(keys.transpose(0, 1), cos, -sin).transpose(0, 1)
 
 
 class PositionAverage:
