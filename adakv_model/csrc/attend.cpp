@@ -1,130 +1,187 @@
 // Append a chunk, demote the rows that leave the window, attend on the packed rows.
 //
-// A query's softmax is a sum of parts: the sink with the window ring, and every block of 256 rows of every tier.
-// Parts, lanes and tiles are anchored to the stored rows, never to the chunk, and rows that a query may not see
-// add exact zeros; so a query's result is the same to the last bit however the text is cut into chunks and
-// however many threads run. Tier rows are unpacked a tile at a time, once for all queries of a kv head's chunk.
+// A query's softmax is a sum of parts, joined in order: the window ring with the sink, then every 512 rows of every tier.
+// Parts are anchored to the stored rows, never to the chunk, and rows that a query may not see add exact zeros; so a
+// query's result is the same to the last bit however the text is cut into chunks and however many threads run. One token
+// is split over its parts, a chunk over its queries.
+#include "attend_kernels.h"
+#include "cache.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
-#include "cache.h"
 #include "fast_exp.h"
-#include "rows.h"
 
 namespace adakv {
 
 namespace {
 
-constexpr int kBlockRows = 256;
-constexpr int64_t kMinParallelDots = 2048;  // below this many query x row products, threads cost more than they give
+constexpr int64_t kMinParallelDots = 8192;  // below this many query x row products, threads cost more than they give
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Hands out pieces of the workspace; without memory it counts them.
+struct Arena {
+  uint8_t* memory;
+  int64_t used = 0;
+
+  template <typename T>
+  T* take(int64_t n) {
+    T* piece = memory == nullptr ? nullptr : reinterpret_cast<T*>(memory + used);
+    used += aligned(n * int64_t(sizeof(T)));
+    return piece;
+  }
+};
 
 // The packed rows of one unit: one (kv head, K or V) of the layer's buffer.
 struct Unit {
   const Segment* segments;
   uint8_t* cache;
   int dim;
+  Side side;
 
-  uint8_t* codes(int segment, int64_t row) const {
-    return cache + segments[segment].codes_offset + row * row_bytes(segments[segment].bits, dim);
-  }
   uint8_t* scale(int segment, int64_t row) const {
     return cache + segments[segment].scale_offset + row * scale_bytes(segments[segment].bits);
   }
+  // Rows `first` .., first being the start of a block.
   Rows rows(int segment, int64_t first, int count) const {
     const Segment& s = segments[segment];
-    return {s.bits, ScaleMode(s.scale_mode), codes(segment, first), scale(segment, first), count};
+    const uint8_t* codes = cache + s.codes_offset + first * row_bytes(s.bits, dim);
+    return {s.bits, ScaleMode(s.scale_mode), dim, codes, scale(segment, first), count};
   }
   void write(int segment, int64_t row, const float* x) const {
-    quantize_row(x, segments[segment].bits, dim, codes(segment, row), scale(segment, row));
+    uint16_t codes[kMaxHeadDim];
+    quantize_row(x, segments[segment].bits, dim, codes, scale(segment, row));
+    store(segment, row, codes);
   }
-  // Move a window row into a tier: a copy where the widths agree, else requantized.
+  void store(int segment, int64_t row, const uint16_t* codes) const {
+    store_codes(cache + segments[segment].codes_offset, segments[segment].bits, dim, segment_side(segment), row, codes);
+  }
+  // Move a window row into a tier: its codes where the widths agree, else requantized.
   void demote(int64_t window_row, int tier, int slot) const {
     const int to = kFirstTier + tier, bits = segments[kWindow].bits;
-    const uint8_t* from = codes(kWindow, window_row);
+    uint16_t codes[kMaxHeadDim];
+    load_codes(cache + segments[kWindow].codes_offset, bits, dim, side, window_row, codes);
     if (segments[to].bits == bits) {
-      std::memcpy(codes(to, slot), from, size_t(row_bytes(bits, dim)));
+      store(to, slot, codes);
       std::memcpy(scale(to, slot), scale(kWindow, window_row), size_t(scale_bytes(bits)));
       return;
     }
     float x[kMaxHeadDim];
-    dequantize_row(from, scale(kWindow, window_row), bits, ScaleMode(segments[kWindow].scale_mode), dim, x);
+    dequantize_row(codes, scale(kWindow, window_row), bits, ScaleMode(segments[kWindow].scale_mode), dim, x);
     write(to, slot, x);
   }
+
+ private:
+  // The sink is one plain row on either side.
+  Side segment_side(int segment) const { return segment == kSink ? kValue : side; }
 };
 
-// Unnormalised softmax sums of n queries over some rows.
-struct Part {
-  std::vector<float> scores;            // [n, rows], exponentials once attended
-  std::vector<float> peak, total, acc;  // [n], [n], [n, D]
-  int64_t stride = 0;
-
-  void resize(int n, int64_t rows, int dim) {
-    stride = rows;
-    scores.resize(size_t(n) * size_t(rows));
-    peak.resize(size_t(n));
-    total.resize(size_t(n));
-    acc.assign(size_t(n) * size_t(dim), 0.0f);
-  }
-};
-
-struct Block {
-  int head, tier, first, count;
-  Part part;
-};
-
+// Tokens of a chunk between two departures. The workspace serves one of these at a time.
 class Step {
  public:
-  explicit Step(const AttendArgs& a)
+  Step(const AttendArgs& a, int64_t start, int count, uint8_t* workspace)
       : a_(a),
+        start_(start),
+        count_(count),
         group_(a.n_heads / a.n_kv_heads),
-        queries_(a.count * group_),
-        window_(a.layout[kWindow].rows),
-        kernels_(row_kernels()),
-        heads_(size_t(a.n_kv_heads)) {
-    const int32_t* used = plan_row(a.count - 1) + 2;
-    for (int h = 0; h < a.n_kv_heads; ++h) {
-      heads_[size_t(h)].first_block = blocks_.size();
-      for (int tier = 0; tier < a.n_tiers; ++tier) {
-        for (int first = 0; first < used[tier]; first += kBlockRows) {
-          blocks_.push_back({h, tier, first, std::min(kBlockRows, used[tier] - first), {}});
-        }
-      }
-      heads_[size_t(h)].end_block = blocks_.size();
-    }
+        queries_(count * group_),
+        ring_(a.layout[kWindow].rows),
+        stride_(aligned(ring_ + 1) ),
+        whole_(count == 1 && group_ <= kMaxQueries),
+        kernels_(attend_kernels()) {
+    Arena arena{workspace};
+    const int64_t all = int64_t(a.n_kv_heads) * queries_, dim = a.head_dim;
+    values_ = arena.take<float>(all * dim);
+    codes_ = arena.take<int8_t>(all * dim);
+    scales_ = arena.take<float>(all * kMaxBands);
+    sums_ = arena.take<int32_t>(all * kMaxBands);
+    recent_ = arena.take<float>(all * stride_);
+    recent_peaks_ = arena.take<float>(all);
+    factors_ = arena.take<float>(all);
+    partials_ = arena.take<float>(whole_ ? a.n_kv_heads * (1 + max_parts()) * group_ * partial_size() : 0);
+    needed_ = arena.used;
+    if (workspace != nullptr) find_used();
   }
 
+  int64_t needed() const { return needed_; }
+
   void run(const ParallelFor& parallel) {
-    int64_t rows = window_;
-    for (size_t b = heads_[0].first_block; b < heads_[0].end_block; ++b) rows += blocks_[b].count;
-    const bool small = int64_t(a_.n_heads) * a_.count * rows < kMinParallelDots;
-    const ParallelFor& loop = small ? serial_ : parallel;
-    const ParallelFor& head_loop = a_.count == 1 ? serial_ : loop;  // a single token is too little work a head
-    head_loop(a_.n_kv_heads, [this](int h) { append(h); });
-    loop(int(blocks_.size()), [this](int b) { attend_block(blocks_[size_t(b)]); });
-    head_loop(a_.n_kv_heads, [this](int h) { finish(h); });
+    const ParallelFor serial = serial_for;
+    int64_t rows = ring_;
+    for (int tier = 0; tier < a_.n_tiers; ++tier) rows += used_[tier];
+    const bool small = int64_t(a_.n_heads) * count_ * rows < kMinParallelDots;
+    const ParallelFor& loop = small ? serial : parallel;
+    const bool little = count_ == 1 && first_leaving_ == end_leaving_;  // too little work a head
+    (little ? serial : loop)(a_.n_kv_heads, [this](int h) { append(h); });
+    if (whole_) {
+      const int parts = 1 + n_parts();
+      loop(a_.n_kv_heads * parts, [this, parts](int i) { attend_part(i / parts, 0, group_, i % parts, partial(i)); });
+      for (int h = 0; h < a_.n_kv_heads; ++h) finish_whole(h, parts);
+    } else {
+      const int tiles = (queries_ + kMaxQueries - 1) / kMaxQueries;
+      loop(a_.n_kv_heads * tiles, [this, tiles](int i) { attend_tile(i / tiles, i % tiles * kMaxQueries); });
+    }
     if (a_.lag >= 0) record_attention();
   }
 
  private:
-  struct Head {
-    std::vector<float> queries;      // [n, D]
-    std::vector<float> k_columns;    // [D, D], the K transform transposed
-    Part recent;                     // scores [n, 1 + R]: the sink, then the window by slot
-    std::vector<int64_t> attention;  // [R, kAttentionSums]
-    size_t first_block = 0, end_block = 0;
+  // Unnormalised softmax sums of n queries over some rows: peak [n], total [n], acc [n, D].
+  struct Partial {
+    float *peak, *total, *acc;
   };
 
-  const int32_t* plan_row(int i) const { return a_.plan + int64_t(i) * (2 + a_.n_tiers); }
+  int64_t partial_size() const { return 2 + a_.head_dim; }
 
-  Unit unit(int head, int side) const {
-    return {a_.layout + int64_t(2 * head + side) * (kFirstTier + a_.n_tiers), a_.cache, a_.head_dim};
+  Partial partial(int i) const {
+    float* at = partials_ + int64_t(i) * group_ * partial_size();
+    return {at, at + group_, at + 2 * group_};
+  }
+
+  int64_t max_parts() const {
+    int64_t parts = 0;
+    for (int tier = 0; tier < a_.n_tiers; ++tier) {
+      parts += (a_.layout[kFirstTier + tier].rows + kPartRows - 1) / kPartRows;
+    }
+    return parts;
+  }
+
+  const int32_t* plan_row(int64_t i) const { return a_.plan + i * (2 + a_.n_tiers); }
+
+  // Which tokens leave as this part of the chunk begins, and how many rows of each tier its queries see.
+  void find_used() {
+    const int64_t first = left(a_.p - 1, a_.window, a_.departure);
+    first_leaving_ = left(start_ - 1, a_.window, a_.departure) - first;
+    end_leaving_ = left(start_, a_.window, a_.departure) - first;
+    const int32_t* row = plan_row(std::max<int64_t>(end_leaving_ - 1, 0));
+    std::copy_n(row + 2, a_.n_tiers, used_);
+    if (end_leaving_ == 0 && row[0] >= 0) --used_[row[0]];  // the row counts a token that leaves later in the chunk
+  }
+
+  // Parts of the tiers, in order; returns how many rows part i has, and where.
+  int n_parts() const {
+    int parts = 0;
+    for (int tier = 0; tier < a_.n_tiers; ++tier) parts += (used_[tier] + kPartRows - 1) / kPartRows;
+    return parts;
+  }
+  int find_part(int i, int* tier, int* first) const {
+    for (*tier = 0;; ++*tier) {
+      const int parts = (used_[*tier] + kPartRows - 1) / kPartRows;
+      if (i < parts) break;
+      i -= parts;
+    }
+    *first = i * kPartRows;
+    return std::min(kPartRows, used_[*tier] - *first);
+  }
+
+  Unit unit(int head, Side side) const {
+    return {a_.layout + int64_t(2 * head + side) * (kFirstTier + a_.n_tiers), a_.cache, a_.head_dim, side};
   }
 
   const float* projection(int i, int head_slot) const {
-    return a_.qkv + (int64_t(i) * (a_.n_heads + 2 * a_.n_kv_heads) + head_slot) * a_.head_dim;
+    return a_.qkv + ((start_ - a_.p + i) * (a_.n_heads + 2 * a_.n_kv_heads) + head_slot) * a_.head_dim;
   }
 
   void rotate(const float* x, int64_t position, float* out) const {
@@ -136,154 +193,190 @@ class Step {
     }
   }
 
-  // K (side 0) or V (side 1) of chunk token i as it is stored: K after RoPE, without its mean, transformed.
-  void stored_form(int head, int side, int i, float* x) const {
+  // K or V of chunk token i as it is stored: K after RoPE, without its mean, transformed.
+  void stored_form(int head, Side side, int i, float* x) const {
     const int dim = a_.head_dim;
-    const float* mean = (side == 0 ? a_.k_mean : a_.v_mean) + int64_t(head) * dim;
+    const float* mean = (side == kKey ? a_.k_mean : a_.v_mean) + int64_t(head) * dim;
     const float* row = projection(i, a_.n_heads + side * a_.n_kv_heads + head);
-    if (side == 1) {
+    if (side == kValue) {
       for (int j = 0; j < dim; ++j) x[j] = row[j] - mean[j];
       hadamard(x, dim);
       return;
     }
     float rotated[kMaxHeadDim];
-    rotate(row, a_.p + i, rotated);
+    rotate(row, start_ + i, rotated);
     for (int j = 0; j < dim; ++j) rotated[j] = rotated[j] - mean[j];
-    transform(rotated, heads_[size_t(head)].k_columns.data(), dim, x);
+    kernels_.transform(rotated, a_.k_columns + int64_t(head) * dim * dim, dim, x);
   }
 
-  void transform_queries(int h) {
-    Head& head = heads_[size_t(h)];
+  // Demotes, because the new rows take the places of those that leave; then appends, and prepares the queries.
+  void append(int h) const {
     const int dim = a_.head_dim;
-    const int64_t matrix = int64_t(h) * dim * dim;
-    std::vector<float> q_columns(size_t(dim) * dim);
-    transpose(a_.q_transform + matrix, dim, q_columns.data());
-    head.k_columns.resize(size_t(dim) * dim);
-    transpose(a_.k_transform + matrix, dim, head.k_columns.data());
-    head.queries.resize(size_t(queries_) * dim);
-    const float scale = float(1.0 / std::sqrt(double(dim)));
-    for (int q = 0; q < queries_; ++q) {
-      float rotated[kMaxHeadDim], *x = &head.queries[size_t(q) * dim];
-      rotate(projection(q / group_, h * group_ + q % group_), a_.p + q / group_, rotated);
-      transform(rotated, q_columns.data(), dim, x);
-      for (int j = 0; j < dim; ++j) x[j] *= scale;
-    }
-  }
-
-  // Token by token, because each token's row overwrites that of the one that leaves.
-  void append(int h) {
-    transform_queries(h);
-    heads_[size_t(h)].recent.resize(queries_, 1 + window_, a_.head_dim);
-    float x[kMaxHeadDim];
-    for (int i = 0; i < a_.count; ++i) {
-      const int64_t position = a_.p + i;
-      const int32_t* row = plan_row(i);
-      for (int side = 0; side < 2; ++side) {
-        const Unit u = unit(h, side);
-        if (row[0] >= 0) u.demote(position % window_, row[0], row[1]);
-        stored_form(h, side, i, x);
-        position == 0 ? u.write(kSink, 0, x) : u.write(kWindow, position % window_, x);
+    for (const Side side : {kKey, kValue}) {
+      const Unit u = unit(h, side);
+      for (int64_t i = first_leaving_; i < end_leaving_; ++i) {
+        const int64_t position = left(a_.p - 1, a_.window, a_.departure) + i;
+        u.demote(position % ring_, plan_row(i)[0], plan_row(i)[1]);
       }
-      attend_recent(h, i);
+      float x[kMaxHeadDim];
+      for (int i = 0; i < count_; ++i) {
+        stored_form(h, side, i, x);
+        start_ + i == 0 ? u.write(kSink, 0, x) : u.write(kWindow, (start_ + i) % ring_, x);
+      }
     }
-  }
-
-  void attend_recent(int h, int i) {
-    Head& head = heads_[size_t(h)];
-    const Unit k = unit(h, 0), v = unit(h, 1);
-    const int dim = a_.head_dim, at = i * group_;
-    const int64_t position = a_.p + i;
-    const int filled = int(std::min<int64_t>(position + 1, window_));  // slots 0 .. filled - 1 hold rows
-    const int64_t stride = head.recent.stride;
-    float* scores = &head.recent.scores[size_t(at * stride)];
-    const float* queries = &head.queries[size_t(at) * dim];
-    kernels_.score(k.rows(kSink, 0, 1), queries, group_, dim, scores, stride);
-    kernels_.score(k.rows(kWindow, 0, filled), queries, group_, dim, scores + 1, stride);
-    for (int g = 0; g < group_; ++g) {
-      float* row = scores + g * stride;
-      if (position < window_) row[1] = kHidden;  // slot 0 is position 0, the sink, until position R takes it
-      std::fill(row + 1 + filled, row + stride, kHidden);
-      const size_t q = size_t(at + g);
-      head.recent.total[q] = kernels_.softmax_part(row, stride, &head.recent.peak[q]);
-    }
-    float* acc = &head.recent.acc[size_t(at) * dim];
-    kernels_.accumulate(v.rows(kSink, 0, 1), scores, stride, group_, dim, acc);
-    kernels_.accumulate(v.rows(kWindow, 0, filled), scores + 1, stride, group_, dim, acc);
-  }
-
-  void attend_block(Block& block) const {
-    const Head& head = heads_[size_t(block.head)];
-    const int dim = a_.head_dim, segment = kFirstTier + block.tier, n = block.count;
-    const Rows keys = unit(block.head, 0).rows(segment, block.first, n);
-    const Rows values = unit(block.head, 1).rows(segment, block.first, n);
-    Part& part = block.part;
-    part.resize(queries_, n, dim);
-    kernels_.score(keys, head.queries.data(), queries_, dim, part.scores.data(), n);
     for (int q = 0; q < queries_; ++q) {
-      const int visible = std::clamp(plan_row(q / group_)[2 + block.tier] - block.first, 0, n);
-      float* row = &part.scores[size_t(q) * size_t(n)];
-      std::fill(row + visible, row + n, kHidden);
-      part.total[size_t(q)] = kernels_.softmax_part(row, n, &part.peak[size_t(q)]);
+      float rotated[kMaxHeadDim];
+      const int64_t at = int64_t(h) * queries_ + q;
+      rotate(projection(q / group_, h * group_ + q % group_), start_ + q / group_, rotated);
+      kernels_.transform(rotated, a_.q_columns + int64_t(h) * dim * dim, dim, values_ + at * dim);
+      kernels_.quantize_query(values_ + at * dim, dim, codes_ + at * dim, scales_ + at * kMaxBands,
+                              sums_ + at * kMaxBands);
     }
-    kernels_.accumulate(values, part.scores.data(), n, queries_, dim, part.acc.data());
   }
 
-  // Join the parts of every query, then back from the Hadamard domain.
-  void finish(int h) {
-    Head& head = heads_[size_t(h)];
+  Queries queries(int h, int first, int n) const {
+    const int64_t at = int64_t(h) * queries_ + first;
+    return {values_ + at * a_.head_dim, codes_ + at * a_.head_dim, scales_ + at * kMaxBands, sums_ + at * kMaxBands, n};
+  }
+
+  // Softmax sums of queries first .. first + n - 1 over part i: the ring with the sink, or rows of a tier.
+  void attend_part(int h, int first, int n, int i, const Partial& out) const {
+    if (i == 0) return attend_recent(h, first, n, out);
+    int tier, row;
+    const int count = find_part(i - 1, &tier, &row);
+    float scores[kPartRows * kMaxQueries];
+    const int64_t stride = (count + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+    kernels_.score(unit(h, kKey).rows(kFirstTier + tier, row, count), queries(h, first, n), scores, stride);
+    for (int q = 0; q < n; ++q) out.total[q] = kernels_.softmax_part(scores + q * stride, count, out.peak + q);
+    kernels_.accumulate(unit(h, kValue).rows(kFirstTier + tier, row, count), scores, stride, n, out.acc);
+  }
+
+  // Score by ring slot, then the sink's. The exponentials stay for record_attention.
+  void attend_recent(int h, int first, int n, const Partial& out) const {
+    const int dim = a_.head_dim, ring = int(ring_);
+    const int64_t at = int64_t(h) * queries_ + first;
+    float* scores = recent_ + at * stride_;
+    const Unit k = unit(h, kKey), v = unit(h, kValue);
+    kernels_.score(k.rows(kWindow, 0, ring), queries(h, first, n), scores, stride_);
+    float sink[kMaxHeadDim];
+    read_sink(k, sink);
+    for (int q = 0; q < n; ++q) {
+      float* row = scores + q * stride_;
+      hide_unseen(row, start_ + (first + q) / group_);
+      const float* x = values_ + (at + q) * dim;
+      float score = 0.0f;
+      for (int c = 0; c < dim; ++c) score = score + x[c] * sink[c];
+      row[ring] = score;
+      out.total[q] = kernels_.softmax_part(row, ring + 1, out.peak + q);
+      recent_peaks_[at + q] = out.peak[q];
+    }
+    kernels_.accumulate(v.rows(kWindow, 0, ring), scores, stride_, n, out.acc);
+    read_sink(v, sink);
+    for (int q = 0; q < n; ++q) kernels_.join(out.acc + q * dim, 1.0f, sink, scores[q * stride_ + ring], dim);
+  }
+
+  void read_sink(const Unit& u, float* x) const {
+    uint16_t codes[kMaxHeadDim];
+    load_codes(u.cache + u.segments[kSink].codes_offset, u.segments[kSink].bits, u.dim, kValue, 0, codes);
+    dequantize_row(codes, u.scale(kSink, 0), u.segments[kSink].bits, kRms, u.dim, x);
+  }
+
+  // Ring slots that hold no row, the sink's, or one that a query at `position` may not see.
+  void hide_unseen(float* row, int64_t position) const {
+    const int64_t oldest = left(start_, a_.window, a_.departure);  // 1 or more: position 0 is the sink
+    const int64_t seen = position - oldest + 1;
+    if (seen <= 0) return std::fill_n(row, ring_, kHidden);
+    const int64_t begin = oldest % ring_, end = begin + seen;  // slots begin .. end - 1, around the ring
+    std::fill(row + (end > ring_ ? end - ring_ : 0), row + begin, kHidden);
+    if (end < ring_) std::fill(row + end, row + ring_, kHidden);
+  }
+
+  // Sums of one query so far, and those of another part after it.
+  void join(float* peak, float* total, float* acc, float other_peak, float other_total, const float* other) const {
+    const float highest = std::max(*peak, other_peak);
+    const float keep = fast_exp(*peak - highest), take = fast_exp(other_peak - highest);
+    *total = *total * keep + other_total * take;
+    kernels_.join(acc, keep, other, take, a_.head_dim);
+    *peak = highest;
+  }
+
+  // A query's output from its sums, back from the Hadamard domain.
+  void finish(int h, int q, float peak, float total, float* acc) const {
     const int dim = a_.head_dim;
-    if (a_.lag >= 0) head.attention.assign(size_t(window_ * kAttentionSums), 0);
-    for (int q = 0; q < queries_; ++q) {
-      const size_t at = size_t(q);
-      float peak = head.recent.peak[at], total = 0.0f;
-      for (size_t b = head.first_block; b < head.end_block; ++b) peak = std::max(peak, blocks_[b].part.peak[at]);
-      float* out = a_.out + (int64_t(q / group_) * a_.n_heads + h * group_ + q % group_) * dim;
-      std::fill_n(out, dim, 0.0f);
-      const auto join = [&](const Part& part) {
-        const float f = fast_exp(part.peak[at] - peak);
-        total += f * part.total[at];
-        const float* acc = &part.acc[at * size_t(dim)];
-        for (int j = 0; j < dim; ++j) out[j] += f * acc[j];
-      };
-      join(head.recent);
-      for (size_t b = head.first_block; b < head.end_block; ++b) join(blocks_[b].part);
-      for (int j = 0; j < dim; ++j) out[j] /= total;
-      hadamard(out, dim);
-      for (int j = 0; j < dim; ++j) out[j] += a_.v_mean[int64_t(h) * dim + j];
-      if (a_.lag >= 0) sum_attention(head, q, fast_exp(head.recent.peak[at] - peak) / total);
+    const int64_t at = int64_t(h) * queries_ + q, token = start_ - a_.p + q / group_;
+    float* out = a_.out + (token * a_.n_heads + h * group_ + q % group_) * dim;
+    for (int j = 0; j < dim; ++j) out[j] = acc[j] / total;
+    hadamard(out, dim);
+    for (int j = 0; j < dim; ++j) out[j] += a_.v_mean[int64_t(h) * dim + j];
+    factors_[at] = fast_exp(recent_peaks_[at] - peak) / total;
+  }
+
+  void finish_whole(int h, int parts) const {
+    const Partial sums = partial(h * parts);
+    for (int q = 0; q < group_; ++q) {
+      float* acc = sums.acc + int64_t(q) * a_.head_dim;
+      for (int i = 1; i < parts; ++i) {
+        const Partial other = partial(h * parts + i);
+        join(sums.peak + q, sums.total + q, acc, other.peak[q], other.total[q], other.acc + int64_t(q) * a_.head_dim);
+      }
+      finish(h, q, sums.peak[q], sums.total[q], acc);
     }
   }
 
-  // What query q pays to itself and to the `lag` tokens before it. f turns its exponentials into probabilities.
-  void sum_attention(Head& head, int q, float f) const {
-    const int64_t position = a_.p + q / group_;
-    const float* exponentials = &head.recent.scores[size_t(q * head.recent.stride)];
-    for (int64_t age = 0; age <= a_.lag && age < position; ++age) {
-      const int64_t slot = (position - age) % window_;
-      const float probability = exponentials[1 + slot] * f;
-      int64_t* sums = &head.attention[size_t(slot * kAttentionSums)];
-      sums[age == 0 ? kOwn : kReceived] += std::llrint(double(probability) / kAttentionUnit);
-      if (age == 0) sums[kOwnSquared] += std::llrint(double(probability * probability) / kAttentionUnit);
+  // All parts of up to kMaxQueries queries of a head.
+  void attend_tile(int h, int first) const {
+    const int n = std::min(kMaxQueries, queries_ - first), dim = a_.head_dim;
+    float peaks[2][kMaxQueries], totals[2][kMaxQueries], accs[2][kMaxQueries * kMaxHeadDim];
+    attend_part(h, first, n, 0, {peaks[0], totals[0], accs[0]});
+    for (int i = 1; i <= n_parts(); ++i) {
+      attend_part(h, first, n, i, {peaks[1], totals[1], accs[1]});
+      for (int q = 0; q < n; ++q) {
+        join(peaks[0] + q, totals[0] + q, accs[0] + q * dim, peaks[1][q], totals[1][q], accs[1] + q * dim);
+      }
     }
+    for (int q = 0; q < n; ++q) finish(h, first + q, peaks[0][q], totals[0][q], accs[0] + q * dim);
   }
 
+  // What the queries pay to themselves and to the `lag` tokens before each; only rows still in the window count.
   void record_attention() const {
-    for (const Head& head : heads_) {
-      for (size_t i = 0; i < head.attention.size(); ++i) a_.attention[i] += head.attention[i];
+    const int64_t oldest = left(start_, a_.window, a_.departure);
+    for (int64_t at = 0; at < int64_t(a_.n_kv_heads) * queries_; ++at) {
+      const int64_t position = start_ + at % queries_ / group_;
+      const float* exponentials = recent_ + at * stride_;
+      for (int64_t age = 0; age <= a_.lag && position - age >= oldest; ++age) {
+        const int64_t slot = (position - age) % ring_;
+        const float probability = exponentials[slot] * factors_[at];
+        int64_t* sums = a_.attention + slot * kAttentionSums;
+        sums[age == 0 ? kOwn : kReceived] += std::llrint(double(probability) / kAttentionUnit);
+        if (age == 0) sums[kOwnSquared] += std::llrint(double(probability * probability) / kAttentionUnit);
+      }
     }
   }
 
   const AttendArgs& a_;
-  const int group_, queries_;
-  const int64_t window_;
-  const RowKernels& kernels_;
-  std::vector<Head> heads_;
-  std::vector<Block> blocks_;
-  const ParallelFor serial_ = serial_for;
+  const int64_t start_;
+  const int count_, group_, queries_;
+  const int64_t ring_, stride_;
+  const bool whole_;  // one token: split over the rows
+  const AttendKernels& kernels_;
+  float *values_, *scales_, *recent_, *recent_peaks_, *factors_, *partials_;
+  int8_t* codes_;
+  int32_t* sums_;
+  int64_t needed_, first_leaving_ = 0, end_leaving_ = 0;
+  int32_t used_[kMaxTiers] = {};
 };
 
 }  // namespace
 
-void attend(const AttendArgs& args, const ParallelFor& parallel) { Step(args).run(parallel); }
+int64_t attend_workspace(const AttendArgs& args) { return Step(args, args.p, args.count, nullptr).needed() + 64; }
+
+void attend(const AttendArgs& args, const ParallelFor& parallel) {
+  uint8_t* workspace = args.workspace + (64 - reinterpret_cast<uintptr_t>(args.workspace) % 64) % 64;
+  for (int64_t start = args.p, end = args.p + args.count; start < end;) {
+    const int64_t next = std::min(end, (start / args.departure + 1) * args.departure);
+    Step(args, start, int(next - start), workspace).run(parallel);
+    start = next;
+  }
+}
 
 }  // namespace adakv

@@ -20,6 +20,7 @@ enum AttentionSum { kOwn, kOwnSquared, kReceived, kAttentionSums };
 constexpr double kAttentionUnit = 0x1p-24;
 
 constexpr int kFeatures = 8;
+constexpr int kMaxTiers = 8;
 
 // One row of the layout table (LAYOUT_COLUMNS in plan.py).
 struct Segment {
@@ -42,20 +43,31 @@ void observe(const float* logits, const int64_t* tokens, int count, int64_t p, i
              int window, float* last_logits, float* surprisal, const ParallelFor& parallel);
 
 struct AttendArgs {
-  const float* qkv;                        // [T, (H + 2 KV) D]
-  const float *cos, *sin;                  // [N, D / 2]
-  const int32_t* plan;                     // [T, 2 + K]
-  const float *k_mean, *v_mean;            // [KV, D]
-  const float *k_transform, *q_transform;  // [KV, D, D]
-  const Segment* layout;                   // [2 KV, 2 + K]
+  const float* qkv;                    // [T, (H + 2 KV) D]
+  const float *cos, *sin;              // [N, D / 2]
+  const int32_t* plan;                 // [T + departure - 1, 2 + K]
+  const float *k_mean, *v_mean;        // [KV, D]
+  const float *k_columns, *q_columns;  // [KV, D, D], transposed transforms; the queries' includes 1 / sqrt(D)
+  const Segment* layout;               // [2 KV, 2 + K]
   uint8_t* cache;
-  int64_t* attention;  // [R, kAttentionSums]
+  int64_t* attention;  // [ring, kAttentionSums]
+  uint8_t* workspace;  // attend_workspace() bytes; its content does not matter
   float* out;          // [T, H D]
   int64_t p;
   int count, n_heads, n_kv_heads, head_dim, n_tiers;
+  int64_t window, departure;
   int64_t lag;  // -1: attention is not observed
 };
 
+// Bytes of scratch that these arguments need.
+int64_t attend_workspace(const AttendArgs& args);
+
 void attend(const AttendArgs& args, const ParallelFor& parallel);
+
+// Tokens 1 .. left(x) - 1 have left the window once position x is appended (reference.py).
+inline int64_t left(int64_t x, int64_t window, int64_t departure) {
+  const int64_t end = x / departure * departure - window + 1;
+  return x < 0 || end < 1 ? 1 : end;
+}
 
 }  // namespace adakv

@@ -57,27 +57,25 @@ inline float code_of(float x, float inverse, float middle, float top) {
 }
 
 // 16-bit codes are computed for the scale as stored: its rounding would otherwise be the largest error.
-void quantize_row_16(const float* x, int dim, uint8_t* packed, uint8_t* scale) {
+void quantize_row_16(const float* x, int dim, uint16_t* codes, uint8_t* scale) {
   const uint16_t stored = half_not_below(std::min(peak_of(x, dim), kFp16Max) * float(65536.0 / 65535.0));
   std::memcpy(scale, &stored, 2);
   const float half_step = half_to_float(stored) * kUnit16;
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
   for (int i = 0; i < dim; ++i) {
-    const auto code = uint32_t(code_of(x[i], inverse, 32768.0f, 65535.0f));
-    packed[2 * i] = uint8_t(code);
-    packed[2 * i + 1] = uint8_t(code >> 8);
+    codes[i] = uint16_t(code_of(x[i], inverse, 32768.0f, 65535.0f));
   }
 }
 
-void quantize_row_8(const float* x, int dim, uint8_t* packed, uint8_t* scale) {
+void quantize_row_8(const float* x, int dim, uint16_t* codes, uint8_t* scale) {
   const float half_step = peak_of(x, dim) * float(1.0 / 255.0);
   const uint16_t stored = float_to_half(std::min(half_step, kFp16Max));
   std::memcpy(scale, &stored, 2);
   const float inverse = half_step > 0 ? 0.5f / half_step : 0.0f;
-  for (int i = 0; i < dim; ++i) packed[i] = uint8_t(code_of(x[i], inverse, 128.0f, 255.0f));
+  for (int i = 0; i < dim; ++i) codes[i] = uint16_t(code_of(x[i], inverse, 128.0f, 255.0f));
 }
 
-void quantize_row_narrow(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale) {
+void quantize_row_narrow(const float* x, int bits, int dim, uint16_t* codes, uint8_t* scale) {
   const float rms = std::sqrt(fold_dot(x, x, dim) * float(1.0 / dim));
   const float *bounds = kScaleTables.bounds, *end = bounds + 255;
   *scale = uint8_t(std::upper_bound(bounds, end, rms) - bounds);
@@ -87,11 +85,9 @@ void quantize_row_narrow(const float* x, int bits, int dim, uint8_t* packed, uin
     const float pace = row_scale(bits, scale) * float(step_of(width));
     const float inverse = pace > 0 ? 1.0f / pace : 0.0f;
     const float middle = float(1 << (width - 1)), top = float((1 << width) - 1);
-    uint8_t codes[kMaxHeadDim];
-    for (int i = 0; i < runs.channels; ++i) codes[i] = uint8_t(code_of(x[i], inverse, middle, top));
-    pack_run(codes, width, packed, runs.channels);
+    for (int i = 0; i < runs.channels; ++i) codes[i] = uint16_t(code_of(x[i], inverse, middle, top));
     x += runs.channels;
-    packed += runs.channels * width / 8;
+    codes += runs.channels;
   }
 }
 
@@ -100,51 +96,27 @@ void quantize_row_narrow(const float* x, int bits, int dim, uint8_t* packed, uin
 constexpr ScaleTables kConstantTables = make_tables();
 const ScaleTables kScaleTables = kConstantTables;
 
-void transpose(const float* matrix, int dim, float* columns) {
-  constexpr int kBlock = 8;  // 16 is the smallest dim
-  for (int i = 0; i < dim; i += kBlock) {
-    for (int j = 0; j < dim; j += kBlock) {
-      for (int r = 0; r < kBlock; ++r) {
-        for (int c = 0; c < kBlock; ++c) columns[(j + c) * dim + i + r] = matrix[(i + r) * dim + j + c];
-      }
-    }
-  }
-}
-
-void transform(const float* x, const float* columns, int dim, float* out) {
-  constexpr int kBlock = 16;  // sums that stay in registers
-  for (int i = 0; i < dim; i += kBlock) {
-    float sum[kBlock];
-    for (int k = 0; k < kBlock; ++k) sum[k] = x[0] * columns[i + k];
-    for (int j = 1; j < dim; ++j) {
-      for (int k = 0; k < kBlock; ++k) sum[k] = sum[k] + x[j] * columns[j * dim + i + k];
-    }
-    std::memcpy(out + i, sum, sizeof(sum));
-  }
-}
-
 float level_factor(int bits, int width, ScaleMode mode) {
   if (!is_narrow(bits)) return bits == 16 ? kUnit16 : 1.0f;
   const double half = step_of(width) / 2;
   return float(mode == kUnbiased ? half / (1 - mse_of(width)) : half);
 }
 
-void quantize_row(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale) {
+void quantize_row(const float* x, int bits, int dim, uint16_t* codes, uint8_t* scale) {
   switch (bits) {
-    case 8: return quantize_row_8(x, dim, packed, scale);
-    case 16: return quantize_row_16(x, dim, packed, scale);
-    default: return quantize_row_narrow(x, bits, dim, packed, scale);
+    case 8: return quantize_row_8(x, dim, codes, scale);
+    case 16: return quantize_row_16(x, dim, codes, scale);
+    default: return quantize_row_narrow(x, bits, dim, codes, scale);
   }
 }
 
-void dequantize_row(const uint8_t* packed, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out) {
+void dequantize_row(const uint16_t* codes, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out) {
   const Runs runs = runs_of(bits, dim);
   const float s = row_scale(bits, scale);
   for (int b = 0; b < runs.count; ++b) {
     const float factor = s * level_factor(bits, runs.width[b], mode);
-    with_width(runs.width[b], [&](auto width) { unpack_levels<width()>(packed, factor, out, runs.channels); });
-    packed += runs.channels * runs.width[b] / 8;
-    out += runs.channels;
+    const int top = (1 << runs.width[b]) - 1;
+    for (int i = 0; i < runs.channels; ++i) *out++ = float(2 * int(*codes++) - top) * factor;
   }
 }
 

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 namespace adakv {
 
@@ -92,12 +91,6 @@ static inline void hadamard(float* x, int dim) {
   for (int i = 0; i < dim; ++i) x[i] *= norm;
 }
 
-// Rows of `columns` are the columns of `matrix` [dim, dim].
-void transpose(const float* matrix, int dim, float* columns);
-
-// matrix * x, summed over columns in order like transform in quantizer.py. columns: from transpose(); out is not x.
-void transform(const float* x, const float* columns, int dim, float* out);
-
 // Sum of products, folded in halves like fold_sum in quantizer.py.
 static inline float fold_dot(const float* a, const float* b, int dim) {
   float s[kMaxHeadDim];
@@ -106,82 +99,6 @@ static inline float fold_dot(const float* a, const float* b, int dim) {
     for (int i = 0; i < half; ++i) s[i] = s[i] + s[i + half];
   }
   return s[0];
-}
-
-// Pack b-bit codes: byte j holds channels j, j + n, j + 2 n, ... for n = dim * b / 8.
-template <int kBits>
-static inline void pack_plane(const uint8_t* codes, uint8_t* out, int dim) {
-  const int n = dim * kBits / 8;
-  for (int j = 0; j < n; ++j) {
-    uint32_t byte = 0;
-    for (int f = 0; f < 8 / kBits; ++f) byte |= uint32_t(codes[f * n + j]) << (kBits * f);
-    out[j] = uint8_t(byte);
-  }
-}
-
-template <int kBits>
-static inline void unpack_plane(const uint8_t* in, uint8_t* codes, int dim) {
-  const int n = dim * kBits / 8;
-  for (int f = 0; f < 8 / kBits; ++f) {
-    for (int j = 0; j < n; ++j) codes[f * n + j] = (in[j] >> (kBits * f)) & ((1 << kBits) - 1);
-  }
-}
-
-// Packs a run of codes of one width up to 8 bits.
-static inline void pack_run(const uint8_t* codes, int width, uint8_t* out, int channels) {
-  uint8_t low[kMaxHeadDim], high[kMaxHeadDim];
-  switch (width) {
-    case 2: pack_plane<2>(codes, out, channels); break;
-    case 3:  // a plane of the two low bits, then a plane of the high bit
-      for (int i = 0; i < channels; ++i) low[i] = codes[i] & 3, high[i] = codes[i] >> 2;
-      pack_plane<2>(low, out, channels);
-      pack_plane<1>(high, out + channels / 4, channels);
-      break;
-    case 4: pack_plane<4>(codes, out, channels); break;
-    default: std::memcpy(out, codes, size_t(channels));
-  }
-}
-
-// Inverse of pack_run.
-template <int kWidth>
-static inline void unpack_run(const uint8_t* in, uint8_t* codes, int channels) {
-  if constexpr (kWidth == 3) {
-    const uint8_t* high = in + channels / 4;
-    unpack_plane<2>(in, codes, channels);
-    for (int f = 0; f < 8; ++f) {
-      for (int j = 0; j < channels / 8; ++j) codes[f * (channels / 8) + j] |= uint8_t(((high[j] >> f) & 1) << 2);
-    }
-  } else if constexpr (kWidth == 8) {
-    std::memcpy(codes, in, size_t(channels));
-  } else {
-    unpack_plane<kWidth>(in, codes, channels);
-  }
-}
-
-// Odd levels 2 c - (2^width - 1) of a packed run, times a factor.
-template <int kWidth>
-static inline void unpack_levels(const uint8_t* in, float factor, float* out, int channels) {
-  if constexpr (kWidth == 16) {
-    for (int i = 0; i < channels; ++i) {
-      out[i] = float(2 * int32_t(in[2 * i] | (in[2 * i + 1] << 8)) - 65535) * factor;
-    }
-  } else {
-    uint8_t codes[kMaxHeadDim];
-    unpack_run<kWidth>(in, codes, channels);
-    for (int i = 0; i < channels; ++i) out[i] = float(2 * codes[i] - ((1 << kWidth) - 1)) * factor;
-  }
-}
-
-// Calls f with a run's width as a compile-time constant.
-template <typename F>
-static inline void with_width(int width, F&& f) {
-  switch (width) {
-    case 2: return f(std::integral_constant<int, 2>());
-    case 3: return f(std::integral_constant<int, 3>());
-    case 4: return f(std::integral_constant<int, 4>());
-    case 8: return f(std::integral_constant<int, 8>());
-    default: return f(std::integral_constant<int, 16>());
-  }
 }
 
 struct ScaleTables {
@@ -201,10 +118,10 @@ static inline float row_scale(int bits, const uint8_t* stored) {
   return half_to_float(half);
 }
 
-// Quantize one transformed row.
-void quantize_row(const float* x, int bits, int dim, uint8_t* packed, uint8_t* scale);
+// Codes [dim] of one transformed row, and its scale as stored.
+void quantize_row(const float* x, int bits, int dim, uint16_t* codes, uint8_t* scale);
 
 // Inverse of quantize_row.
-void dequantize_row(const uint8_t* packed, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out);
+void dequantize_row(const uint16_t* codes, const uint8_t* scale, int bits, ScaleMode mode, int dim, float* out);
 
 }  // namespace adakv

@@ -1,0 +1,141 @@
+// Sixteen numbers side by side, in the widest vectors of the instruction set that a file is compiled for. Every lane is
+// computed for itself and rounded after each operation, so results do not depend on that set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kVectorLanes = 8;
+#else
+constexpr int kVectorLanes = 4;
+#endif
+
+constexpr int kLanes = 16, kVectors = kLanes / kVectorLanes;
+
+using FloatVector = float __attribute__((vector_size(4 * kVectorLanes)));
+using IntVector = int32_t __attribute__((vector_size(4 * kVectorLanes)));
+using HalfVector = uint16_t __attribute__((vector_size(2 * kVectorLanes)));
+
+struct Lanes {
+  FloatVector v[kVectors];
+};
+struct IntLanes {
+  IntVector v[kVectors];
+};
+
+// f(i) for every vector; spelled out rather than a loop, so that they stay in registers.
+template <typename Out, typename F, size_t... I>
+inline __attribute__((always_inline)) Out each_of(const F& f, std::index_sequence<I...>) {
+  return {{f(I)...}};
+}
+template <typename Out, typename F>
+inline __attribute__((always_inline)) Out each(const F& f) {
+  return each_of<Out>(f, std::make_index_sequence<kVectors>());
+}
+
+inline Lanes set1(float x) {
+  return each<Lanes>([&](size_t) { return FloatVector{} + x; });
+}
+inline Lanes load(const float* from) {
+  return each<Lanes>([&](size_t i) {
+    FloatVector v;
+    std::memcpy(&v, from + i * kVectorLanes, sizeof(v));
+    return v;
+  });
+}
+template <typename T, typename L>
+inline void store(T* to, const L& x) {
+  each<L>([&](size_t i) {
+    std::memcpy(to + i * kVectorLanes, &x.v[i], sizeof(x.v[i]));
+    return x.v[i];
+  });
+}
+
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return each<Lanes>([&](size_t i) { return a.v[i] + b.v[i]; });
+}
+inline Lanes operator-(const Lanes& a, const Lanes& b) {
+  return each<Lanes>([&](size_t i) { return a.v[i] - b.v[i]; });
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return each<Lanes>([&](size_t i) { return a.v[i] * b.v[i]; });
+}
+inline Lanes largest(const Lanes& a, const Lanes& b) {
+  return each<Lanes>([&](size_t i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline IntLanes operator+(const IntLanes& a, const IntLanes& b) {
+  return each<IntLanes>([&](size_t i) { return a.v[i] + b.v[i]; });
+}
+inline Lanes to_float(const IntLanes& x) {
+  return each<Lanes>([&](size_t i) { return __builtin_convertvector(x.v[i], FloatVector); });
+}
+
+// The odd levels 2 c - 65535 of sixteen 16-bit codes, at any address.
+inline Lanes levels_16(const uint8_t* codes) {
+  return each<Lanes>([&](size_t i) {
+    HalfVector halves;
+    std::memcpy(&halves, codes + i * sizeof(halves), sizeof(halves));
+    return __builtin_convertvector(2 * __builtin_convertvector(halves, IntVector) - 65535, FloatVector);
+  });
+}
+
+// Nearest integers of x, |x| < 2^22, ties to even: adding 1.5 * 2^23 leaves them in the low bits.
+inline IntLanes round_lanes(const Lanes& x) {
+  return each<IntLanes>([&](size_t i) {
+    const FloatVector shifted = x.v[i] + 0x1.8p23f;
+    IntVector bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    return bits - 0x4b400000;
+  });
+}
+
+// exp(x) for x <= 88, 0 below -87: fast_exp of fast_exp.h, lane by lane.
+inline Lanes exp_lanes(const Lanes& x) {
+  return each<Lanes>([&](size_t i) {
+    const FloatVector floor = FloatVector{} - 87.0f, v = x.v[i];
+    const FloatVector clamped = v < floor ? floor : v;
+    const FloatVector shifted = clamped * 1.44269504f + 0x1.8p23f;
+    const FloatVector n = shifted - 0x1.8p23f;
+    const FloatVector r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    FloatVector e = FloatVector{} + 1.0f / 5040.0f;
+    e = e * r + 1.0f / 720.0f;
+    e = e * r + 1.0f / 120.0f;
+    e = e * r + 1.0f / 24.0f;
+    e = e * r + 1.0f / 6.0f;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    IntVector bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits - (0x4b400000 - 127)) << 23;
+    FloatVector power;
+    std::memcpy(&power, &bits, sizeof(power));
+    return v < floor ? FloatVector{} : e * power;
+  });
+}
+
+// Sum and largest of all lanes, folded in halves.
+inline float lane_sum(const Lanes& x) {
+  float lane[kLanes];
+  store(lane, x);
+  for (int half = kLanes / 2; half >= 1; half /= 2) {
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
+}
+inline float lane_max(const Lanes& x) {
+  float lane[kLanes];
+  store(lane, x);
+  for (int half = kLanes / 2; half >= 1; half /= 2) {
+    for (int l = 0; l < half; ++l) lane[l] = lane[l] > lane[l + half] ? lane[l] : lane[l + half];
+  }
+  return lane[0];
+}
+
+}  // namespace
