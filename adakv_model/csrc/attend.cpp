@@ -285,7 +285,10 @@ class Step {
   void hide_unseen(float* row, int64_t position) const {
     const int64_t oldest = left(start_, a_.window, a_.departure);  // 1 or more: position 0 is the sink
     const int64_t seen = position - oldest + 1;
-    if (seen <= 0) return std::fill_n(row, ring_, kHidden);
+    if (seen <= 0) {
+      std::fill_n(row, ring_, kHidden);
+      return;
+    }
     const int64_t begin = oldest % ring_, end = begin + seen;  // slots begin .. end - 1, around the ring
     std::fill(row + (end > ring_ ? end - ring_ : 0), row + begin, kHidden);
     if (end < ring_) std::fill(row + end, row + ring_, kHidden);

@@ -1,54 +1,10 @@
 // Tile products with AVX2: eight lanes a vector, bytes multiplied in pairs (vpmaddubsw) into 16-bit sums.
-#include <immintrin.h>
-
 #include "attend_kernels.h"
-#include "lanes.h"
+#include "tiles_avx2.h"
 
 namespace {
 
-struct Isa {
-  static __m256i load_32(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
-
-  // Codes of at most 4 bits of lanes 0-7 and 8-15. A plane is repeated, each copy shifted to the field it stands for.
-  template <int kWidth>
-  static void codes_of(const uint8_t* tile, __m256i* codes) {
-    if constexpr (kWidth == 0) {
-      codes[0] = load_32(tile);
-      codes[1] = load_32(tile + 32);
-    } else if constexpr (kWidth == 4) {
-      const __m256i both = load_32(tile), nibble = _mm256_set1_epi8(15);
-      codes[0] = _mm256_and_si256(both, nibble);
-      codes[1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-    } else {
-      const __m256i plane = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tile)));
-      const __m256i pair = _mm256_set1_epi8(3);
-      codes[0] = _mm256_and_si256(_mm256_srlv_epi32(plane, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2)), pair);
-      codes[1] = _mm256_and_si256(_mm256_srlv_epi32(plane, _mm256_setr_epi32(4, 4, 4, 4, 6, 6, 6, 6)), pair);
-      if constexpr (kWidth == 3) {
-        int64_t eight;
-        std::memcpy(&eight, tile + 16, 8);
-        const __m256i high = _mm256_set1_epi64x(eight), bit = _mm256_set1_epi8(4);
-        const __m256i first = _mm256_srlv_epi64(_mm256_slli_epi64(high, 2), _mm256_setr_epi64x(0, 1, 2, 3));
-        const __m256i second = _mm256_srlv_epi64(high, _mm256_setr_epi64x(2, 3, 4, 5));
-        codes[0] = _mm256_or_si256(codes[0], _mm256_and_si256(first, bit));
-        codes[1] = _mm256_or_si256(codes[1], _mm256_and_si256(second, bit));
-      }
-    }
-  }
-
-  template <int kWidth>
-  static void unpack(const uint8_t* tile, uint8_t* out) {
-    __m256i codes[2];
-    codes_of<kWidth == 8 ? 0 : kWidth>(tile, codes);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), codes[0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32), codes[1]);
-  }
-
-  static __m256i four(const int8_t* x) {
-    int32_t bytes;
-    std::memcpy(&bytes, x, 4);
-    return _mm256_set1_epi32(bytes);
-  }
+struct Tiles : Avx2Tiles {
   static __m256i pairs(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
 
   static constexpr int kSpan = 8;  // tiles of 4-bit codes whose products surely fit 16 bits: 8 * 2 * 15 * 127 = 30,480
@@ -57,7 +13,6 @@ struct Isa {
   static void products(const uint8_t* tiles, int runs, int quads, int64_t stride, const int8_t* x, int64_t x_stride,
                        const int32_t*, IntLanes* sums) {
     if constexpr (kWidth == 8) return products_8<kQueries>(tiles, runs, quads, stride, x, x_stride, sums);
-    constexpr int kBytes = kWidth == 0 ? adakv::kTileCodes : 8 * kWidth;
     __m256i total[kQueries][2], part[kQueries][2];
     for (int i = 0; i < kQueries; ++i) total[i][0] = total[i][1] = part[i][0] = part[i][1] = _mm256_setzero_si256();
     const auto flush = [&] {
@@ -71,7 +26,7 @@ struct Isa {
     int held = 0;
     for (int r = 0; r < runs; ++r) {
       const uint8_t* tile = tiles + r * stride;
-      for (int q = 0; q < quads; ++q, tile += kBytes, x += 4) {
+      for (int q = 0; q < quads; ++q, tile += bytes_of<kWidth>(), x += 4) {
         __m256i codes[2];
         codes_of<kWidth>(tile, codes);
         for (int i = 0; i < kQueries; ++i) {

@@ -6,7 +6,7 @@
 
 namespace {
 
-struct Isa {
+struct Tiles {
   // A plane is repeated, each copy shifted to the field it stands for.
   template <int kWidth>
   static __m512i codes_of(const uint8_t* tile) {

@@ -1,5 +1,5 @@
 // The kernels of attend_kernels.h over a set of tile products. Included once by each attend_<isa>.cpp, which defines, in
-// an anonymous namespace of its own, a struct `Isa`:
+// an anonymous namespace of its own, a struct `Tiles`:
 //   unpack<kWidth>(tile, out)      the 64 codes of a tile, one byte each
 //   products<kWidth, kQueries>(...)   sums[i] = sum over tiles t of codes of t * x[i][4 t .. 4 t + 3], exactly.
 //       Width 0 is an unpacked tile with codes of at most 4 bits. The tiles lie in `runs` runs of `quads`, `stride` bytes
@@ -110,7 +110,7 @@ inline void score_block(const uint8_t* tiles, const Bands& bands, const int* wid
     int32_t totals[kQueries];
     for (int i = 0; i < kQueries; ++i) totals[i] = queries.sums[(first + i) * kMaxBands + b];
     with_tile_width(widths[b], [&](auto width) {
-      Isa::template products<width(), kQueries>(tiles, 1, quads, 0, x, dim, totals, products);
+      Tiles::template products<width(), kQueries>(tiles, 1, quads, 0, x, dim, totals, products);
     });
     tiles += quads * tile_stride(widths[b]);
     for (int i = 0; i < kQueries; ++i) {
@@ -165,7 +165,7 @@ void score(const Rows& keys, const Queries& queries, float* scores, int64_t stri
       for (int b = 0; b < bands.count; ++b) {
         with_tile_width(bands.width[b], [&](auto width) {
           for (int t = 0; t < bands.channels / 4; ++t, tiles += tile_bytes(width), out += kTileCodes) {
-            Isa::template unpack<width()>(tiles, out);
+            Tiles::template unpack<width()>(tiles, out);
           }
         });
       }
@@ -242,7 +242,7 @@ inline void sum_group(const uint8_t* tiles, int blocks, int64_t stride, int dim,
                       const int32_t* totals, const float* factors, float* acc) {
   IntLanes products[kQueries];
   for (int c = 0; c < dim; c += kTileLanes, tiles += 4 * tile_stride(kWidth)) {
-    Isa::template products<kWidth, kQueries>(tiles, blocks, 4, stride, weights, kGroupRows, totals, products);
+    Tiles::template products<kWidth, kQueries>(tiles, blocks, 4, stride, weights, kGroupRows, totals, products);
     for (int i = 0; i < kQueries; ++i) {
       float* a = acc + int64_t(i) * dim + c;
       store(a, load(a) + to_float(products[i]) * set1(factors[i]));
@@ -291,7 +291,7 @@ void accumulate(const Rows& values, const float* weights, int64_t stride, int n,
     if (unpack) {
       with_tile_width(values.bits, [&](auto width) {
         for (int t = 0; t < blocks * dim / 4; ++t) {
-          Isa::template unpack<width()>(tiles + t * tile_bytes(width), unpacked + t * kTileCodes);
+          Tiles::template unpack<width()>(tiles + t * tile_bytes(width), unpacked + t * kTileCodes);
         }
       });
       tiles = unpacked;

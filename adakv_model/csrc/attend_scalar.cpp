@@ -6,7 +6,7 @@
 
 namespace {
 
-struct Isa {
+struct Tiles {
   template <int kWidth>
   static void unpack(const uint8_t* tile, uint8_t* out) {
     for (int n = 0; n < adakv::kTileCodes; ++n) {
