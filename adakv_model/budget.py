@@ -18,7 +18,7 @@ import numpy as np
 
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
-from adakv_model.plan import CachePlan
+from adakv_model.plan import CachePlan, largest_chunk, left, round_up, BLOCK
 from adakv_model.quantizer import BAND_BITS, GAUSSIAN_MSE, WIDE_MSE, is_narrow, join_bands, split_bands
 from adakv_model.tables import CalibrationTables
 
@@ -28,12 +28,13 @@ WIDE_TIERS = (8, 16)  # tiers of an adaptive cache beside its three narrow ones
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 16, 3.5
 DEFAULT_WINDOW_BITS = 8
+DEFAULT_CHUNK = 32  # tokens a prefill step; contexts too short for it take a smaller power of two
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     """What a user asks of the cache. kv_bits: allocated bits per value, everything included (policies `adaptive`
-    and `tables`)."""
+    and `tables`). departure: see ``plan.left``; None: blocks of a chunk. 1 leaves one by one (Core ML)."""
 
     context: int = DEFAULT_CONTEXT
     window: int = DEFAULT_WINDOW
@@ -41,6 +42,23 @@ class CacheOptions:
     kv_bits: float | None = None
     window_bits: int | None = None
     chunk: int | None = None
+    departure: int | None = None
+
+    @property
+    def chunk_size(self) -> int:
+        """Largest chunk, where `chunk` leaves it open."""
+        if self.chunk is not None:
+            return self.chunk
+        if self.departure == 1:
+            return max(1, self.window // 2) if self.policy == "adaptive" else self.window
+        fitting = min(DEFAULT_CHUNK, max(1, self.context // 4))
+        size = 1 << (fitting.bit_length() - 1)
+        return size if self.departure is None else min(size, self.departure)
+
+    @property
+    def block(self) -> int:
+        """Departure, where it is left open."""
+        return self.chunk_size if self.departure is None else self.departure
 
     def check(self, config: LlamaConfig) -> None:
         """Raise UserError for options no cache can satisfy."""
@@ -52,15 +70,23 @@ class CacheOptions:
             raise UserError(f"--window {self.window} must be at least 1")
         if self.window_bits not in (None, 8, 16):
             raise UserError(f"--window-bits {self.window_bits} must be 8 or 16")
-        if self.context < self.window + 2:
-            raise UserError(f"--context {self.context} must be at least --window + 2 = {self.window + 2}")
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(f"--prefill-chunk {self.chunk} must be at least 1")
+        least = self.window + self.block + 1  # from here on a token leaves the window
+        if self.context < least:
+            raise UserError(
+                f"--context {self.context} must be at least {least} with --window {self.window}"
+                f" and --prefill-chunk {self.chunk_size}"
+            )
         if self.context > config.max_position_embeddings:
             raise UserError(
                 f"--context {self.context} is more than the {config.max_position_embeddings} positions the model"
                 " was trained for: choose a smaller one"
             )
-        if self.chunk is not None and not 1 <= self.chunk <= self.window:
-            raise UserError(f"--prefill-chunk {self.chunk} must lie between 1 and --window ({self.window})")
+        most = largest_chunk(self.window, self.block)
+        if self.chunk_size > most:
+            limit = f"--window ({most})" if self.block == 1 else f"{most}, as tokens leave the window in blocks of it"
+            raise UserError(f"--prefill-chunk {self.chunk} must lie between 1 and {limit}")
 
 
 @dataclass(frozen=True)
@@ -84,12 +110,12 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
 
     def plan_of(tiers: Sequence[float]) -> CachePlan:
         unit_bits = np.stack([allocate_unit_bits(sensitivity, b) for b in tiers], axis=-1)
-        return _base_plan(config, tables, options, tuple(tiers), unit_bits, chunk=max(1, options.window // 2))
+        return _base_plan(config, tables, options, tuple(tiers), unit_bits)
 
     base = plan_of((2, *narrow_tiers(2.0)[1:], *WIDE_TIERS))  # as small as it gets
     low, high = (_with_all_in(base, k).bits_per_value for k in (0, base.n_tiers - 1))
     _check_budget(target, low, high, options)
-    tokens = base.stored_in_tiers
+    tokens = base.slots
     mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + base.tier_costs[0]
     base = plan_of((*narrow_tiers(mean_cost - 8 / config.head_dim), *WIDE_TIERS))
     scores = _Scores(tables.score_quantiles.double().numpy())
@@ -97,7 +123,7 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     damages = np.maximum(damages, WIDE_MSE[base.window_bits])  # a tier cannot undo the window's loss
     costs = base.tier_costs
     thresholds = solve_thresholds(scores, costs, damages, mean_cost)
-    capacities = _integer_capacities(scores.shares(thresholds), tokens)
+    capacities = _integer_capacities(scores.shares(thresholds), tokens, base.slot_block)
     plan = _fit(replace(base, capacities=capacities), target)
     return PlannedCache(plan, tuple(float(t) for t in thresholds))
 
@@ -207,28 +233,28 @@ def solve_thresholds(scores: _Scores, costs: np.ndarray, damages: np.ndarray, me
     return offsets + high
 
 
-def _integer_capacities(shares: np.ndarray, tokens: int) -> tuple[int, ...]:
-    """Shares of `tokens` as whole numbers (largest remainders)."""
-    exact = shares * tokens
+def _integer_capacities(shares: np.ndarray, slots: int, block: int) -> tuple[int, ...]:
+    """Shares of `slots`, in whole blocks (largest remainders)."""
+    exact = shares * (slots // block)
     whole = np.floor(exact).astype(int)
-    for k in np.argsort(whole - exact, kind="stable")[: tokens - int(whole.sum())]:
+    for k in np.argsort(whole - exact, kind="stable")[: slots // block - int(whole.sum())]:
         whole[k] += 1
-    return tuple(int(n) for n in whole)
+    return tuple(block * int(n) for n in whole)
 
 
 def _fit(plan: CachePlan, target: float) -> CachePlan:
-    """Lower single tokens until everything allocated, alignment included, is within the target."""
+    """Lower single blocks of slots until everything allocated, alignment included, is within the target."""
     while plan.bits_per_value > target:
         capacities = list(plan.capacities)
         donor = max(k for k in range(1, plan.n_tiers) if capacities[k] > 0)
-        capacities[donor] -= 1
-        capacities[donor - 1] += 1
+        capacities[donor] -= plan.slot_block
+        capacities[donor - 1] += plan.slot_block
         plan = replace(plan, capacities=tuple(capacities))
     return plan
 
 
 def _with_all_in(plan: CachePlan, tier: int) -> CachePlan:
-    capacities = tuple(plan.stored_in_tiers if k == tier else 0 for k in range(plan.n_tiers))
+    capacities = tuple(plan.slots if k == tier else 0 for k in range(plan.n_tiers))
     return replace(plan, capacities=capacities)
 
 
@@ -256,7 +282,7 @@ def one_tier_plan(
 ) -> CachePlan:
     """A plan whose rows have `mean_bits` bits a code on average, every older token alike."""
     widths = allocate_unit_bits(sensitivity, mean_bits)[..., None]
-    return _base_plan(config, tables, options, (round(mean_bits, 2),), widths, chunk=options.window)
+    return _base_plan(config, tables, options, (round(mean_bits, 2),), widths)
 
 
 def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> CachePlan:
@@ -264,7 +290,7 @@ def _static_plan(config: LlamaConfig, tables: CalibrationTables, options: CacheO
     if options.window_bits is None:
         options = replace(options, window_bits=16 if bits == 16 else DEFAULT_WINDOW_BITS)
     units = (config.n_layers, config.n_kv_heads, 2, 1)
-    return _base_plan(config, tables, options, (bits,), np.full(units, bits), chunk=options.window)
+    return _base_plan(config, tables, options, (bits,), np.full(units, bits))
 
 
 def _base_plan(
@@ -273,22 +299,23 @@ def _base_plan(
     options: CacheOptions,
     tier_bits: tuple[float, ...],
     unit_bits: np.ndarray,
-    chunk: int,
 ) -> CachePlan:
     """A plan with every tiered token in the first tier."""
-    tokens = options.context - 1 - options.window
+    tokens = left(options.context - 1, options.window, options.block) - 1
+    slots = round_up(tokens, BLOCK) if options.block > 1 else tokens
     return CachePlan(
         context=options.context,
         window=options.window,
         window_bits=options.window_bits or DEFAULT_WINDOW_BITS,
-        chunk=options.chunk or chunk,
+        chunk=options.chunk_size,
+        departure=options.block,
         n_heads=config.n_heads,
         n_kv_heads=config.n_kv_heads,
         n_layers=config.n_layers,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         tier_bits=tier_bits,
-        capacities=(tokens, *[0] * (len(tier_bits) - 1)),
+        capacities=(slots, *[0] * (len(tier_bits) - 1)),
         unit_bits=unit_bits,
         scale_modes=tables.scale_modes.long().numpy(),
         policy=options.policy,

@@ -7,7 +7,7 @@ artifact and every backend, kernel and test reads from there. ``docs/cache-forma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, row_bytes, scale_bytes
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
+BLOCK = 16  # rows; the ring, and tiers that tokens enter in blocks, have a multiple of it
 
 #: Columns of the layout table, one row per (unit of the layer, segment).
 LAYOUT_COLUMNS = ("bits", "rows", "codes_offset", "scale_offset", "scale_mode")
@@ -45,6 +46,20 @@ ATTENTION_SUMS = (
 ATTENTION_UNIT = 2.0**-24
 
 
+def left(position: int, window: int, departure: int) -> int:
+    """The oldest token still in the window once `position` is appended; those before it, but for the sink, have left.
+
+    Tokens leave as a position that is a multiple of `departure` is appended: then all that are `window` behind or
+    more. -1 is the empty cache.
+    """
+    return max(1, position // departure * departure - window + 1)
+
+
+def largest_chunk(window: int, departure: int) -> int:
+    """Tokens that a step may append: at most one block leaves, or none of the chunk's own tokens."""
+    return departure if departure > 1 else window
+
+
 @dataclass(frozen=True)
 class Segment:
     """One run of equal rows inside a layer's buffer. bits: the widths of a row, see ``quantizer.join_bands``."""
@@ -63,6 +78,7 @@ class CachePlan:
     tier_bits: mean bits of a code in each tier, a name for it (and of ``pool_bytes``).
     unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
     scale_modes: [n_layers][n_kv_heads][2], ``ScaleMode.HALF`` in all of them or in none.
+    departure: tokens leave the window as a position that is a multiple of it is appended (see :func:`left`).
     """
 
     context: int
@@ -79,12 +95,19 @@ class CachePlan:
     unit_bits: np.ndarray
     scale_modes: np.ndarray
     policy: str = "adaptive"
+    departure: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chunk <= self.window:
-            raise ValueError(f"prefill chunk {self.chunk} must lie in [1, window = {self.window}]")
-        if sum(self.capacities) != self.stored_in_tiers:
-            raise ValueError(f"tier capacities {self.capacities} must sum to {self.stored_in_tiers}")
+        if self.departure < 1:
+            raise ValueError(f"departure {self.departure} must be at least 1")
+        most = largest_chunk(self.window, self.departure)
+        if not 1 <= self.chunk <= most:
+            limit = f"departure = {most}" if self.departure > 1 else f"window = {most}"
+            raise ValueError(f"prefill chunk {self.chunk} must lie in [1, {limit}]")
+        if sum(self.capacities) != self.slots:
+            raise ValueError(f"tier capacities {self.capacities} must sum to {self.slots}")
+        if any(c % self.slot_block for c in self.capacities):
+            raise ValueError(f"tier capacities {self.capacities} must be multiples of {self.slot_block}")
         expected = (self.n_layers, self.n_kv_heads, 2, self.n_tiers)
         if self.unit_bits.shape != expected or self.scale_modes.shape != expected[:3]:
             raise ValueError(f"unit tables must have shape {expected}, not {self.unit_bits.shape}")
@@ -95,15 +118,53 @@ class CachePlan:
     def n_tiers(self) -> int:
         return len(self.tier_bits)
 
+    def left(self, position: int) -> int:
+        """The oldest token still in the window once `position` is appended."""
+        return left(position, self.window, self.departure)
+
+    @property
+    def ring(self) -> int:
+        """Rows of the window segment and of what is observed; position t has row t % ring.
+
+        The window is longest just before a block leaves: window + departure - 1.
+        """
+        return round_up(self.window + self.departure - 1, BLOCK)
+
     @property
     def stored_in_tiers(self) -> int:
         """Tokens that must fit into the tiers when the context is full: all but the sink and the window."""
-        return max(self.context - 1 - self.window, 0)
+        return self.left(self.context - 1) - 1
+
+    @property
+    def slot_block(self) -> int:
+        """Every capacity is a multiple of it."""
+        return BLOCK if self.departure > 1 else 1
+
+    @property
+    def slots(self) -> int:
+        """Rows of all tiers together."""
+        return round_up(self.stored_in_tiers, self.slot_block)
 
     @property
     def lag(self) -> int:
-        """Queries after a token whose attention to it is known before any chunk in which it leaves."""
-        return self.window - self.chunk
+        """Queries after a token whose attention to it is known before any chunk in which it leaves.
+
+        departure > 1: for chunks that do not cross a multiple of it, as those of :meth:`chunks`.
+        """
+        return self.window - (self.chunk if self.departure == 1 else 1)
+
+    def chunks(self, position: int, count: int, size: int | None = None) -> Iterator[int]:
+        """Sizes of the chunks that append `count` tokens at `position`: at most `size`, by default the plan's chunk.
+
+        None crosses a multiple of `departure`, so that the cache does not depend on how a text was cut.
+        """
+        end = position + count
+        while position < end:
+            step = min(size or self.chunk, self.chunk, end - position)
+            if self.departure > 1:
+                step = min(step, self.departure - position % self.departure)
+            yield step
+            position += step
 
     @property
     def banded(self) -> bool:
@@ -137,7 +198,7 @@ class CachePlan:
         """(bits, rows, scale mode) of each segment of one unit (unit = 2 * kv head + {0: K, 1: V})."""
         head, side = divmod(unit, 2)
         mode = ScaleMode(int(self.scale_modes[layer, head, side]))
-        fixed = [(SINK_BITS, 1, ScaleMode.RMS), (self.window_bits, self.window, ScaleMode.RMS)]
+        fixed = [(SINK_BITS, 1, ScaleMode.RMS), (self.window_bits, self.ring, ScaleMode.RMS)]
         tiers = self.unit_bits[layer, head, side]
         return fixed + [(int(b), rows, mode) for b, rows in zip(tiers, self.capacities, strict=True)]
 
@@ -173,10 +234,10 @@ class CachePlan:
     def bookkeeping_bytes(self) -> dict[str, int]:
         """State beside the rows: what the slots need, and what the controller observes."""
         parts = {"progress": 4 * (1 + self.n_tiers), "tiers": self.context}
-        parts["attention"] = 8 * self.window * len(ATTENTION_SUMS)
+        parts["attention"] = 8 * self.ring * len(ATTENTION_SUMS)
         if self.adaptive:
             parts["history"] = 4 * self.context
-            parts["observed"] = 4 * self.window * len(OBSERVATIONS)
+            parts["observed"] = 4 * self.ring * len(OBSERVATIONS)
             parts["last_logits"] = 4 * self.vocab_size
         return parts
 
@@ -233,6 +294,7 @@ class CachePlan:
             "window": self.window,
             "window_bits": self.window_bits,
             "prefill_chunk": self.chunk,
+            "departure": self.departure,
             "tiers": [
                 {"bits": b, "capacity": c, "mean_stored_bits": round(float(self.tier_costs[k]), 4)}
                 for k, (b, c) in enumerate(zip(self.tier_bits, self.capacities, strict=True))
@@ -258,6 +320,7 @@ class CachePlan:
             **{name: section[name] for name in same},
             vocab_size=section["vocab_size"],
             chunk=section["prefill_chunk"],
+            departure=section.get("departure", 1),
             policy=section["policy"],
             tier_bits=tuple(t["bits"] for t in section["tiers"]),
             capacities=tuple(t["capacity"] for t in section["tiers"]),
@@ -271,5 +334,9 @@ def stored_row_bits(bits: int, head_dim: int, mode: ScaleMode = ScaleMode.RMS) -
     return 8 * (row_bytes(bits, head_dim) + scale_bytes(bits, mode)) / head_dim
 
 
+def round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
 def _align(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return round_up(offset, ALIGNMENT)
