@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.packing import Side, pack_blocks, padded, unpack_blocks
-from adakv_model.plan import ATTENTION_SUMS, ATTENTION_UNIT, FIRST_TIER, SINK, WINDOW, left
+from adakv_model.plan import ATTENTION_SUMS, ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW, left
 from adakv_model.quantizer import (
     SCALES,
     UNIT_16,
@@ -37,7 +37,6 @@ from adakv_model.quantizer import (
     transform,
 )
 
-PART_ROWS = 512  # rows of a tier whose softmax is summed together
 GROUP_ROWS = 32  # rows whose V weights share a scale
 LANES = 16  # partial sums of a reduction
 TOP = 127.0  # largest int8 code

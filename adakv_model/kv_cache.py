@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +13,13 @@ from adakv_model.config import LlamaConfig
 from adakv_model.controller import Controller
 from adakv_model.model import rope_tables
 from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
-from adakv_model.reference import apply_rope
+from adakv_model.attention import apply_rope
 from adakv_model.tables import CalibrationTables
+
+
+def columns(matrices: Tensor) -> Tensor:
+    """Transposed matrices [KV, D, D], as the kernels read them."""
+    return matrices.transpose(-1, -2).contiguous()
 
 
 class MixedPrecisionCache(nn.Module):
@@ -36,8 +43,8 @@ class MixedPrecisionCache(nn.Module):
         for layer in range(plan.n_layers):
             constants[f"k_mean_{layer}"] = rows.k_mean[layer].float()
             constants[f"v_mean_{layer}"] = tables.v_mean[layer].float()
-            constants[f"k_transform_{layer}"] = rows.k_transform[layer].float()
-            constants[f"q_transform_{layer}"] = rows.q_transform[layer]
+            constants[f"k_columns_{layer}"] = columns(rows.k_transform[layer].float())
+            constants[f"q_columns_{layer}"] = columns(rows.q_transform[layer] / math.sqrt(plan.head_dim))
             constants[f"layout_{layer}"] = plan.layout(layer)
         for name, value in {**constants, **self._fresh_state()}.items():
             self.register_buffer(name, value)
@@ -50,12 +57,13 @@ class MixedPrecisionCache(nn.Module):
         state = {
             "progress": torch.zeros(1 + plan.n_tiers, dtype=torch.int32),
             "tiers": torch.zeros(plan.context, dtype=torch.uint8),
-            "attention": torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64),
+            "attention": torch.zeros(plan.ring, len(ATTENTION_SUMS), dtype=torch.int64),
         }
         if plan.adaptive:
             state["history"] = torch.zeros(plan.context, dtype=torch.int32)
-            state["observed"] = torch.zeros(plan.window, len(OBSERVATIONS))
+            state["observed"] = torch.zeros(plan.ring, len(OBSERVATIONS))
             state["last_logits"] = torch.zeros(plan.vocab_size)
+        state["workspace"] = torch.zeros(plan.workspace_bytes, dtype=torch.uint8)
         for layer in range(plan.n_layers):
             state[f"cache_{layer}"] = torch.zeros(plan.layer_bytes(layer), dtype=torch.uint8)
         return state
@@ -80,7 +88,7 @@ class MixedPrecisionCache(nn.Module):
         return torch.ops.adakv.assign(logits, input_pos, self.capacities, self.progress, self.tiers, plan.window)
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
-        names = ("k_mean", "v_mean", "k_transform", "q_transform", "layout", "cache")
+        names = ("k_mean", "v_mean", "k_columns", "q_columns", "layout", "cache")
         per_layer = [getattr(self, f"{name}_{layer}") for name in names]
         return torch.ops.adakv.attend(
             qkv,
@@ -90,6 +98,9 @@ class MixedPrecisionCache(nn.Module):
             input_pos,
             *per_layer,
             self.attention,
+            self.workspace,
+            self.plan.window,
+            self.plan.departure,
             self.plan.lag if self.controller is not None else -1,
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from adakv_model.blocks import GROUP, ROWS
 from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.plan import WINDOW
+from adakv_model.packing import Side, padded
 from adakv_model.quantizer import ScaleMode, is_narrow, row_bytes
 from adakv_model.reference import FEATURES, check_step
 
@@ -65,7 +65,8 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as e:
         raise UserError(f"cannot load the operator library {path}: {e}") from e
-    library.adakv_row_kernels.restype = ctypes.c_char_p
+    library.adakv_attend_kernels.restype = ctypes.c_char_p
+    library.adakv_attend_workspace.restype = ctypes.c_int64
     _loaded[digest] = library
     return library
 
@@ -84,19 +85,23 @@ def _i64(value: int) -> ctypes.c_int64:
     return ctypes.c_int64(value)
 
 
-def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """x float32 [n, D] -> packed uint8 [n, row_bytes], scales [n], uint8 (narrow rows) or float16."""
+def quantize_rows(x: Tensor, bits: int, side: Side = Side.KEY) -> tuple[Tensor, Tensor]:
+    """x float32 [n, D] -> packed uint8, whole blocks, and scales [n], uint8 (narrow rows) or float16."""
     n, dim = x.shape
-    packed = torch.zeros(n, row_bytes(bits, dim), dtype=torch.uint8)
-    scales = torch.zeros(n, dtype=torch.uint8 if is_narrow(bits) else torch.float16)
-    _kernels().adakv_quantize_rows(_pointer(x), n, bits, dim, _pointer(packed), _pointer(scales))
+    packed = torch.zeros(padded(n) * row_bytes(bits, dim), dtype=torch.uint8)
+    scales = torch.zeros(padded(n), dtype=torch.uint8 if is_narrow(bits) else torch.float16)
+    _kernels().adakv_quantize_rows(_pointer(x), n, bits, dim, int(side), _pointer(packed), _pointer(scales))
     return packed, scales
 
 
-def dequantize_rows(packed: Tensor, scales: Tensor, bits: int, dim: int, mode: ScaleMode) -> Tensor:
-    """Inverse of :func:`quantize_rows`: float32 [n, D]."""
-    n, out = packed.shape[0], torch.empty(packed.shape[0], dim)
-    _kernels().adakv_dequantize_rows(_pointer(packed), _pointer(scales), n, bits, int(mode), dim, _pointer(out))
+def dequantize_rows(
+    packed: Tensor, scales: Tensor, rows: int, bits: int, dim: int, mode: ScaleMode, side: Side = Side.KEY
+) -> Tensor:
+    """The first rows of what :func:`quantize_rows` packed: float32 [rows, D]."""
+    out = torch.empty(rows, dim)
+    _kernels().adakv_dequantize_rows(
+        _pointer(packed), _pointer(scales), rows, bits, int(mode), dim, int(side), _pointer(out)
+    )
     return out
 
 
@@ -107,28 +112,30 @@ def hadamard(x: Tensor) -> Tensor:
     return out
 
 
-def transform(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix @ x for rows x float32 [n, D], matrix float32 [D, D]."""
+def transform(x: Tensor, columns: Tensor) -> Tensor:
+    """Rows x float32 [n, D] times columns float32 [D, D]."""
     out = torch.empty_like(x)
-    _kernels().adakv_transform(_pointer(x), x.shape[0], _pointer(matrix), x.shape[1], _pointer(out))
+    _kernels().adakv_transform(_pointer(x), x.shape[0], _pointer(columns), x.shape[1], _pointer(out))
     return out
 
 
-def score_rows(isa: str, packed: Tensor, scales: Tensor, bits: int, mode: ScaleMode, queries: Tensor) -> Tensor | None:
-    """<query, row> float32 [n queries, n rows] on one instruction set; None if this CPU lacks it."""
-    (n, dim), rows = queries.shape, packed.shape[0]
-    out = torch.empty(n, rows)
+def score_rows(
+    isa: str, packed: Tensor, scales: Tensor, rows: int, bits: int, mode: ScaleMode, queries: Tensor
+) -> Tensor | None:
+    """<query, row> float32 [n queries, rows] of K rows on one instruction set; None if this CPU lacks it."""
+    n, dim = queries.shape
+    out = torch.empty(n, padded(rows))
     status = _kernels().adakv_score_rows(
         isa.encode(), bits, int(mode), _pointer(packed), _pointer(scales), rows, _pointer(queries), n, dim,
-        _pointer(out),
+        _pointer(out), _i64(out.shape[1]),
     )  # fmt: skip
-    return None if status else out
+    return None if status else out[:, :rows]
 
 
 def accumulate_rows(
     isa: str, packed: Tensor, scales: Tensor, bits: int, mode: ScaleMode, weights: Tensor, dim: int
 ) -> Tensor | None:
-    """weights float32 [n, rows] times the rows: float32 [n, D]; None if this CPU lacks the instruction set."""
+    """weights float32 [n, rows] times V rows: float32 [n, D]; None if this CPU lacks the instruction set."""
     n, rows = weights.shape
     out = torch.zeros(n, dim)
     status = _kernels().adakv_accumulate_rows(
@@ -136,6 +143,13 @@ def accumulate_rows(
         _pointer(out),
     )  # fmt: skip
     return None if status else out
+
+
+def softmax_part(isa: str, x: Tensor) -> tuple[Tensor, float, float] | None:
+    """exp(x - largest) of x [n], their sum, and the largest; None if this CPU lacks the instruction set."""
+    out, sums = x.clone(), torch.empty(2)
+    status = _kernels().adakv_softmax_part(isa.encode(), _pointer(out), _i64(x.numel()), _pointer(sums))
+    return None if status else (out, float(sums[0]), float(sums[1]))
 
 
 def depart(
@@ -179,10 +193,11 @@ class _AttendArgs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean")),
-        *((name, ctypes.c_void_p) for name in ("k_transform", "q_transform", "layout", "cache", "attention", "out")),
+        *((name, ctypes.c_void_p) for name in ("k_columns", "q_columns", "layout", "cache", "attention", "workspace")),
+        ("out", ctypes.c_void_p),
         ("p", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "n_heads", "n_kv_heads", "head_dim", "n_tiers")),
-        ("lag", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("window", "departure", "lag")),
     ]
 
 
@@ -194,25 +209,30 @@ def attend(
     input_pos: Tensor,
     k_mean: Tensor,
     v_mean: Tensor,
-    k_transform: Tensor,
-    q_transform: Tensor,
+    k_columns: Tensor,
+    q_columns: Tensor,
     layout: Tensor,
     cache: Tensor,
     attention: Tensor,
+    workspace: Tensor,
+    window: int,
+    departure: int,
     lag: int,
+    threads: int = THREADS,
 ) -> Tensor:
     (kv_heads, dim), count = k_mean.shape, qkv.shape[1]
     heads = qkv.shape[2] // dim - 2 * kv_heads
-    assert layout[0, WINDOW, 1] >= count
     if (layout[..., -1] & int(ScaleMode.HALF)).any():
         raise ValueError("the kernels read scales of one byte only: a plan for Core ML stores fp16 ones")
     out = torch.empty(1, count, heads * dim)
-    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, k_transform, q_transform]
-    tensors += [layout, cache, attention, out]
+    tensors = [qkv.contiguous(), cos, sin, plan, k_mean, v_mean, k_columns, q_columns]
+    tensors += [layout, cache, attention, workspace, out]
     arguments = _AttendArgs(
-        *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2, lag
-    )
-    _kernels().adakv_attend(ctypes.byref(arguments), THREADS)
+        *(_pointer(t) for t in tensors), int(input_pos), count, heads, kv_heads, dim, plan.shape[1] - 2,
+        window, departure, lag,
+    )  # fmt: skip
+    assert workspace.numel() >= _kernels().adakv_attend_workspace(ctypes.byref(arguments))
+    _kernels().adakv_attend(ctypes.byref(arguments), threads)
     return out
 
 

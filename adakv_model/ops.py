@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from adakv_model import blocks, int4, reference, table
+from adakv_model import attention, blocks, int4, reference, table
 
 SCHEMAS = {
     "depart": (
@@ -22,7 +22,8 @@ SCHEMAS = {
     "assign": ("Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"),
     "attend": (
         "Tensor qkv, Tensor cos, Tensor sin, Tensor plan, Tensor input_pos, Tensor k_mean, Tensor v_mean,"
-        " Tensor k_transform, Tensor q_transform, Tensor layout, Tensor(a!) cache, Tensor(b!) attention, int lag"
+        " Tensor k_columns, Tensor q_columns, Tensor layout, Tensor(a!) cache, Tensor(b!) attention,"
+        " Tensor(c!) workspace, int window, int departure, int lag"
     ),
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
     "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",
@@ -35,7 +36,7 @@ SCHEMAS = {
 _KERNELS: dict[str, Callable[..., Tensor]] = {
     "depart": reference.depart,
     "assign": reference.assign,
-    "attend": reference.attend,
+    "attend": attention.attend,
     "observe": reference.observe,
     "table_lookup": table.lookup,
     "table_product": table.product,

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adakv_model.packing import BLOCK, padded
 from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, row_bytes, scale_bytes
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
-BLOCK = 16  # rows; the ring, and tiers that tokens enter in blocks, have a multiple of it
+MAX_TIERS = 8
+PART_ROWS = 512  # rows of a tier whose softmax is summed together, before it joins the others
 
 #: Columns of the layout table, one row per (unit of the layer, segment).
 LAYOUT_COLUMNS = ("bits", "rows", "codes_offset", "scale_offset", "scale_mode")
@@ -113,6 +115,10 @@ class CachePlan:
             raise ValueError(f"unit tables must have shape {expected}, not {self.unit_bits.shape}")
         if len(np.unique(self._half)) > 1:
             raise ValueError("scales are stored in one form throughout")
+        if (self.unit_bits[:, :, 1] > max(SUPPORTED_BITS)).any():
+            raise ValueError("V rows have one width for all channels")
+        if self.n_tiers > MAX_TIERS:
+            raise ValueError(f"a cache has at most {MAX_TIERS} tiers, not {self.n_tiers}")
 
     @property
     def n_tiers(self) -> int:
@@ -210,9 +216,9 @@ class CachePlan:
             for unit in range(2 * self.n_kv_heads):
                 segments = []
                 for bits, rows, mode in self._specs(layer, unit):
-                    codes = end
-                    scales = _align(codes + rows * row_bytes(bits, self.head_dim))
-                    end = _align(scales + rows * scale_bytes(bits, mode))
+                    whole, codes = rows if len(segments) == SINK else padded(rows), end
+                    scales = _align(codes + whole * row_bytes(bits, self.head_dim))
+                    end = _align(scales + whole * scale_bytes(bits, mode))
                     segments.append(Segment(bits, rows, codes, scales, mode))
                 units.append(segments)
             layers.append((units, end))
@@ -229,6 +235,16 @@ class CachePlan:
         """The layer's layout table for the operator: int32 [2 * n_kv_heads, 2 + n_tiers, 5]."""
         rows = [[[int(getattr(s, c)) for c in LAYOUT_COLUMNS] for s in u] for u in self.segments(layer)]
         return torch.tensor(rows, dtype=torch.int32)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch of the attention kernels, shared by all layers; not part of the cache (`attend_workspace` in C++)."""
+        group, dim, stride = self.n_heads // self.n_kv_heads, self.head_dim, round_up(self.ring + 1, 64)
+        parts = 1 + sum(-(-padded(rows) // PART_ROWS) for rows in self.capacities)
+        queries = self.chunk * self.n_heads
+        pieces = [4 * dim, dim, 16, 16, 4 * stride, 4, 4]  # bytes a query
+        sizes = [n * queries for n in pieces] + [4 * self.n_kv_heads * parts * group * (2 + dim)]
+        return sum(round_up(size, 64) for size in sizes) + 64
 
     @property
     def bookkeeping_bytes(self) -> dict[str, int]:

@@ -237,59 +237,6 @@ def _half_not_below(x: Tensor) -> Tensor:
     return torch.where((half.float() < x) & (half.float() < FP16_MAX), above, half)
 
 
-def _pack_plane(codes: Tensor, bits: int) -> Tensor:
-    """Pack b-bit codes [..., D] into [..., D b / 8] bytes: byte j holds channels j, j + n, j + 2n, ..."""
-    fields = 8 // bits
-    parts = codes.reshape(*codes.shape[:-1], fields, codes.shape[-1] // fields)
-    out = parts[..., 0, :].clone()
-    for f in range(1, fields):
-        out |= parts[..., f, :] << (bits * f)
-    return out
-
-
-def _unpack_plane(packed: Tensor, bits: int) -> Tensor:
-    fields, mask = 8 // bits, (1 << bits) - 1
-    return torch.cat([(packed >> (bits * f)) & mask for f in range(fields)], dim=-1)
-
-
-def _pack_run(codes: Tensor, width: int) -> Tensor:
-    """2, 4 and 8 bits are one plane; 3 bits are a plane of the two low bits followed by a plane of the high bit,
-    so that unpacking needs only masks and shifts of whole vectors. 16 bits are little-endian."""
-    if width == 16:
-        return torch.stack((codes & 255, codes >> 8), dim=-1).to(torch.uint8).flatten(-2)
-    if width == 8:
-        return codes.clone()
-    if width == 3:
-        return torch.cat([_pack_plane(codes & 3, 2), _pack_plane(codes >> 2, 1)], dim=-1)
-    return _pack_plane(codes, width)
-
-
-def _unpack_run(packed: Tensor, width: int, channels: int) -> Tensor:
-    if width == 16:
-        low, high = packed.to(torch.int32).unflatten(-1, (-1, 2)).unbind(-1)
-        return low | (high << 8)
-    if width == 8:
-        return packed.clone()
-    if width == 3:
-        low = channels // 4
-        return _unpack_plane(packed[..., :low], 2) | (_unpack_plane(packed[..., low:], 1) << 2)
-    return _unpack_plane(packed, width)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack quantized codes [..., D] into uint8 [..., row_bytes(bits, D)], run after run."""
-    shape = runs(bits, codes.shape[-1])
-    parts = codes.split([channels for _, channels in shape], dim=-1)
-    return torch.cat([_pack_run(part, width) for part, (width, _) in zip(parts, shape, strict=True)], dim=-1)
-
-
-def unpack(packed: Tensor, bits: int, head_dim: int) -> Tensor:
-    """Inverse of :func:`pack`: uint8 codes [..., D] (int32 for 16 bits)."""
-    shape = runs(bits, head_dim)
-    parts = packed.split([channels * width // 8 for width, channels in shape], dim=-1)
-    return torch.cat([_unpack_run(part, *run) for part, run in zip(parts, shape, strict=True)], dim=-1)
-
-
 def fake_quantize(x: Tensor, bits: int, mode: ScaleMode = ScaleMode.RMS) -> Tensor:
     """Transformed rows [..., D] as the cache would read them back."""
     return dequantize(*quantize(x, bits, mode), bits, mode)

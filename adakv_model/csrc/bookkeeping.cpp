@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "cache.h"
-#include "rows.h"
+#include "attend_kernels.h"
 
 namespace adakv {
 
@@ -92,7 +92,7 @@ bool assign(const float* logits, int count, int64_t p, const int32_t* capacities
 
 void observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab, float* observed,
              int window, float* last_logits, float* surprisal, const ParallelFor& parallel) {
-  const RowKernels& kernels = row_kernels();
+  const AttendKernels& kernels = attend_kernels();
   parallel(count, [&](int i) {
     float* seen = observed + ((p + i) % window) * kObservations;
     float stats[3] = {0, 0, 0};

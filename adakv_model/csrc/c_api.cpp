@@ -3,9 +3,9 @@
 #include <thread>
 #include <vector>
 
+#include "attend_kernels.h"
 #include "cache.h"
 #include "int4.h"
-#include "rows.h"
 #include "table.h"
 
 #define ADAKV_API extern "C" __attribute__((visibility("default")))
@@ -27,19 +27,23 @@ adakv::ParallelFor with_threads(int threads) {
 
 }  // namespace
 
-// Scales: one byte or fp16 a row, as the widths demand.
-ADAKV_API void adakv_quantize_rows(const float* x, int rows, int bits, int dim, uint8_t* packed, uint8_t* scales) {
+// Rows into the first blocks of a segment, and back. Scales: one byte or fp16 a row, as the widths demand.
+ADAKV_API void adakv_quantize_rows(const float* x, int rows, int bits, int dim, int side, uint8_t* packed,
+                                   uint8_t* scales) {
   for (int r = 0; r < rows; ++r) {
-    adakv::quantize_row(x + int64_t(r) * dim, bits, dim, packed + int64_t(r) * adakv::row_bytes(bits, dim),
-                        scales + r * adakv::scale_bytes(bits));
+    uint16_t codes[adakv::kMaxHeadDim];
+    adakv::quantize_row(x + int64_t(r) * dim, bits, dim, codes, scales + r * adakv::scale_bytes(bits));
+    adakv::store_codes(packed, bits, dim, adakv::Side(side), r, codes);
   }
 }
 
 ADAKV_API void adakv_dequantize_rows(const uint8_t* packed, const uint8_t* scales, int rows, int bits, int mode,
-                                     int dim, float* x) {
+                                     int dim, int side, float* x) {
   for (int r = 0; r < rows; ++r) {
-    adakv::dequantize_row(packed + int64_t(r) * adakv::row_bytes(bits, dim), scales + r * adakv::scale_bytes(bits),
-                          bits, adakv::ScaleMode(mode), dim, x + int64_t(r) * dim);
+    uint16_t codes[adakv::kMaxHeadDim];
+    adakv::load_codes(packed, bits, dim, adakv::Side(side), r, codes);
+    adakv::dequantize_row(codes, scales + r * adakv::scale_bytes(bits), bits, adakv::ScaleMode(mode), dim,
+                          x + int64_t(r) * dim);
   }
 }
 
@@ -47,10 +51,10 @@ ADAKV_API void adakv_hadamard(float* x, int rows, int dim) {
   for (int r = 0; r < rows; ++r) adakv::hadamard(x + int64_t(r) * dim, dim);
 }
 
-ADAKV_API void adakv_transform(const float* x, int rows, const float* matrix, int dim, float* out) {
-  std::vector<float> columns(size_t(dim) * dim);
-  adakv::transpose(matrix, dim, columns.data());
-  for (int r = 0; r < rows; ++r) adakv::transform(x + int64_t(r) * dim, columns.data(), dim, out + int64_t(r) * dim);
+ADAKV_API void adakv_transform(const float* x, int rows, const float* columns, int dim, float* out) {
+  for (int r = 0; r < rows; ++r) {
+    adakv::attend_kernels().transform(x + int64_t(r) * dim, columns, dim, out + int64_t(r) * dim);
+  }
 }
 
 ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
@@ -72,24 +76,42 @@ ADAKV_API void adakv_observe(const float* logits, const int64_t* tokens, int cou
 
 ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) { adakv::attend(*args, with_threads(threads)); }
 
-// One row kernel by instruction set, so that every set can be tested on one machine; 1 if the CPU lacks it.
+ADAKV_API int64_t adakv_attend_workspace(const adakv::AttendArgs* args) { return adakv::attend_workspace(*args); }
+
+// One kernel by instruction set, so that every set can be tested on one machine; 1 if the CPU lacks it.
 ADAKV_API int adakv_score_rows(const char* isa, int bits, int mode, const uint8_t* codes, const uint8_t* scales,
-                               int rows, const float* queries, int n, int dim, float* scores) {
-  const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
+                               int rows, const float* queries, int n, int dim, float* scores, int64_t stride) {
+  const adakv::AttendKernels* kernels = adakv::find_attend_kernels(isa);
   if (kernels == nullptr) return 1;
-  kernels->score({bits, adakv::ScaleMode(mode), codes, scales, rows}, queries, n, dim, scores, rows);
+  std::vector<int8_t> x(size_t(n) * size_t(dim));
+  std::vector<float> units(size_t(n) * adakv::kMaxBands);
+  std::vector<int32_t> sums(size_t(n) * adakv::kMaxBands);
+  for (int q = 0; q < n; ++q) {
+    kernels->quantize_query(queries + int64_t(q) * dim, dim, &x[size_t(q) * size_t(dim)],
+                            &units[size_t(q) * adakv::kMaxBands], &sums[size_t(q) * adakv::kMaxBands]);
+  }
+  kernels->score({bits, adakv::ScaleMode(mode), dim, codes, scales, rows},
+                 {queries, x.data(), units.data(), sums.data(), n}, scores, stride);
   return 0;
 }
 
 ADAKV_API int adakv_accumulate_rows(const char* isa, int bits, int mode, const uint8_t* codes, const uint8_t* scales,
                                     int rows, const float* weights, int n, int dim, float* acc) {
-  const adakv::RowKernels* kernels = adakv::find_row_kernels(isa);
+  const adakv::AttendKernels* kernels = adakv::find_attend_kernels(isa);
   if (kernels == nullptr) return 1;
-  kernels->accumulate({bits, adakv::ScaleMode(mode), codes, scales, rows}, weights, rows, n, dim, acc);
+  kernels->accumulate({bits, adakv::ScaleMode(mode), dim, codes, scales, rows}, weights, rows, n, acc);
   return 0;
 }
 
-ADAKV_API const char* adakv_row_kernels() { return adakv::row_kernels().name; }
+// x[i] = exp(x[i] - largest) over n numbers; their sum and the largest in sums.
+ADAKV_API int adakv_softmax_part(const char* isa, float* x, int64_t n, float* sums) {
+  const adakv::AttendKernels* kernels = adakv::find_attend_kernels(isa);
+  if (kernels == nullptr) return 1;
+  sums[0] = kernels->softmax_part(x, n, sums + 1);
+  return 0;
+}
+
+ADAKV_API const char* adakv_attend_kernels() { return adakv::attend_kernels().name; }
 
 ADAKV_API int adakv_table_product(const char* isa, const uint8_t* codes, const uint16_t* scales, int64_t rows,
                                   int channels, const float* x, int count, float* out, int threads) {

@@ -3,16 +3,26 @@
 set(_csrc "${CMAKE_CURRENT_LIST_DIR}")
 find_package(Threads REQUIRED)
 
-add_library(adakv_rows_baseline OBJECT "${_csrc}/rows.cpp")
-target_compile_definitions(adakv_rows_baseline PRIVATE ADAKV_ISA=baseline)
-set(_rows $<TARGET_OBJECTS:adakv_rows_baseline>)
-
+# Attention, one file for each instruction set. Nobody reads floating point exceptions: without them, loops with a
+# comparison vectorise; nothing is contracted, so that results do not depend on the set.
+set(_kernels)
+function(adakv_attend_kernels name)
+  add_library(adakv_attend_${name} OBJECT "${_csrc}/attend_${name}.cpp")
+  # GCC 12 takes the intrinsics' own undefined vectors for mistakes.
+  target_compile_options(adakv_attend_${name} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -Wno-maybe-uninitialized
+                                                      -ffp-contract=off -fno-trapping-math ${ARGN})
+  set(_kernels ${_kernels} $<TARGET_OBJECTS:adakv_attend_${name}> PARENT_SCOPE)
+endfunction()
+adakv_attend_kernels(scalar)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  add_library(adakv_rows_avx2 OBJECT "${_csrc}/rows.cpp")
-  target_compile_definitions(adakv_rows_avx2 PRIVATE ADAKV_ISA=avx2)
-  target_compile_options(adakv_rows_avx2 PRIVATE -mavx2 -mfma -mf16c)
-  list(APPEND _rows $<TARGET_OBJECTS:adakv_rows_avx2>)
+  adakv_attend_kernels(avx2 -mavx2 -mfma -mf16c)
+  adakv_attend_kernels(avxvnni -mavx2 -mfma -mf16c -mavxvnni)
+  adakv_attend_kernels(avx512vnni -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
   set(_have_avx2 ADAKV_HAVE_AVX2)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  adakv_attend_kernels(neon)
+  adakv_attend_kernels(neondot -march=armv8.2-a+dotprod)
+  adakv_attend_kernels(neoni8mm -march=armv8.2-a+dotprod+i8mm)
 endif()
 
 # Products with blocks of weights, the same way; arm64 adds a build for the dot product instructions of Armv8.2.
@@ -40,14 +50,14 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
 endif()
 
 add_library(adakv_kernels STATIC "${_csrc}/quantizer.cpp" "${_csrc}/bookkeeping.cpp" "${_csrc}/attend.cpp"
-                                 "${_csrc}/cpu.cpp" "${_csrc}/dispatch.cpp" "${_csrc}/blocks.cpp" "${_csrc}/table.cpp"
-                                 "${_csrc}/int4.cpp" ${_rows})
+                                 "${_csrc}/cpu.cpp" "${_csrc}/attend_dispatch.cpp" "${_csrc}/blocks.cpp" "${_csrc}/table.cpp"
+                                 "${_csrc}/int4.cpp" ${_rows} ${_kernels})
 target_include_directories(adakv_kernels PUBLIC "${_csrc}")
 target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2} ${_have_dotprod})
 # Packed bytes must not depend on whether the compiler fuses multiplications and additions.
 target_compile_options(adakv_kernels PRIVATE -ffp-contract=off)
 target_link_libraries(adakv_kernels PUBLIC Threads::Threads)
-foreach(_target adakv_kernels adakv_rows_baseline adakv_rows_avx2)
+foreach(_target adakv_kernels)
   if(TARGET ${_target})
     target_compile_options(${_target} PRIVATE -O3 -Wall -Wextra -Wno-unused-function)
   endif()

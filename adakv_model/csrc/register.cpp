@@ -60,17 +60,19 @@ bool dim_ok(int64_t dim) { return dim == 16 || dim == 32 || dim == 64 || dim == 
 
 Tensor& attend_out(KernelRuntimeContext& ctx, const Tensor& qkv, const Tensor& cos, const Tensor& sin,
                    const Tensor& plan, const Tensor& input_pos, const Tensor& k_mean, const Tensor& v_mean,
-                   const Tensor& k_transform, const Tensor& q_transform, const Tensor& layout, const Tensor& cache,
-                   const Tensor& attention, int64_t lag, Tensor& out) {
+                   const Tensor& k_columns, const Tensor& q_columns, const Tensor& layout, const Tensor& cache,
+                   const Tensor& attention, const Tensor& workspace, int64_t window, int64_t departure, int64_t lag,
+                   Tensor& out) {
   static_assert(sizeof(Segment) == 5 * sizeof(int32_t), "a layout row is five int32 columns");
   const int64_t kv_heads = k_mean.size(0), dim = k_mean.size(1), count = qkv.size(1);
   const int64_t heads = qkv.size(2) / dim - 2 * kv_heads, p = position_of(input_pos);
   ADAKV_CHECK(qkv.scalar_type() == ScalarType::Float && cache.scalar_type() == ScalarType::Byte);
-  ADAKV_CHECK(dim_ok(dim) && heads > 0 && heads % kv_heads == 0 && plan.size(0) == count);
-  ADAKV_CHECK(k_transform.numel() == kv_heads * dim * dim && q_transform.numel() == k_transform.numel());
+  ADAKV_CHECK(dim_ok(dim) && heads > 0 && heads % kv_heads == 0);
+  ADAKV_CHECK(window > 0 && departure > 0 && plan.size(0) == count + departure - 1);
+  ADAKV_CHECK(k_columns.numel() == kv_heads * dim * dim && q_columns.numel() == k_columns.numel());
   ADAKV_CHECK(layout.size(0) == 2 * kv_heads && layout.size(1) == plan.size(1) && layout.size(2) == 5);
+  ADAKV_CHECK(plan.size(1) - 2 <= kMaxTiers);
   ADAKV_CHECK(p >= 0 && p + count <= cos.size(0) && cos.size(1) == dim / 2);
-  ADAKV_CHECK(resize<3>(out, {1, SizesType(count), SizesType(heads * dim)}));
   AttendArgs args;
   args.qkv = qkv.const_data_ptr<float>();
   args.cos = cos.const_data_ptr<float>();
@@ -78,19 +80,25 @@ Tensor& attend_out(KernelRuntimeContext& ctx, const Tensor& qkv, const Tensor& c
   args.plan = plan.const_data_ptr<int32_t>();
   args.k_mean = k_mean.const_data_ptr<float>();
   args.v_mean = v_mean.const_data_ptr<float>();
-  args.k_transform = k_transform.const_data_ptr<float>();
-  args.q_transform = q_transform.const_data_ptr<float>();
+  args.k_columns = k_columns.const_data_ptr<float>();
+  args.q_columns = q_columns.const_data_ptr<float>();
   args.layout = reinterpret_cast<const Segment*>(layout.const_data_ptr<int32_t>());
   args.cache = cache.mutable_data_ptr<uint8_t>();
   args.attention = attention.mutable_data_ptr<int64_t>();
-  args.out = out.mutable_data_ptr<float>();
+  args.workspace = workspace.mutable_data_ptr<uint8_t>();
   args.p = p;
   args.count = int(count);
   args.n_heads = int(heads);
   args.n_kv_heads = int(kv_heads);
   args.head_dim = int(dim);
   args.n_tiers = int(plan.size(1)) - 2;
+  args.window = window;
+  args.departure = departure;
   args.lag = lag;
+  ADAKV_CHECK(attention.numel() == args.layout[kWindow].rows * kAttentionSums);
+  ADAKV_CHECK(workspace.numel() >= attend_workspace(args));
+  ADAKV_CHECK(resize<3>(out, {1, SizesType(count), SizesType(heads * dim)}));
+  args.out = out.mutable_data_ptr<float>();
   attend(args, pool());
   return out;
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.config import LlamaConfig
-from adakv_model.reference import apply_rope
+from adakv_model.attention import apply_rope
 
 
 def before_rope(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
