@@ -50,11 +50,11 @@ class MixedPrecisionCache(nn.Module):
         state = {
             "progress": torch.zeros(1 + plan.n_tiers, dtype=torch.int32),
             "tiers": torch.zeros(plan.context, dtype=torch.uint8),
-            "attention": torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64),
+            "attention": torch.zeros(plan.ring, len(ATTENTION_SUMS), dtype=torch.int64),
         }
         if plan.adaptive:
             state["history"] = torch.zeros(plan.context, dtype=torch.int32)
-            state["observed"] = torch.zeros(plan.window, len(OBSERVATIONS))
+            state["observed"] = torch.zeros(plan.ring, len(OBSERVATIONS))
             state["last_logits"] = torch.zeros(plan.vocab_size)
         for layer in range(plan.n_layers):
             state[f"cache_{layer}"] = torch.zeros(plan.layer_bytes(layer), dtype=torch.uint8)
@@ -63,7 +63,7 @@ class MixedPrecisionCache(nn.Module):
     def begin(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         plan = self.plan
         if self.controller is None:
-            logits = tokens.reshape(-1, 1).to(torch.float32) * 0.0
+            logits = F.pad(tokens.reshape(-1, 1).to(torch.float32) * 0.0, (0, 0, 0, plan.departure - 1))
         else:
             features = torch.ops.adakv.depart(
                 tokens,
@@ -75,9 +75,13 @@ class MixedPrecisionCache(nn.Module):
                 self.attention,
                 plan.n_layers * plan.n_heads,
                 plan.lag,
+                plan.window,
+                plan.departure,
             )
             logits = self.controller(features)
-        return torch.ops.adakv.assign(logits, input_pos, self.capacities, self.progress, self.tiers, plan.window)
+        return torch.ops.adakv.assign(
+            logits, input_pos, self.capacities, self.progress, self.tiers, plan.window, plan.departure
+        )
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
         names = ("k_mean", "v_mean", "k_transform", "q_transform", "layout", "cache")
@@ -91,6 +95,8 @@ class MixedPrecisionCache(nn.Module):
             *per_layer,
             self.attention,
             self.plan.lag if self.controller is not None else -1,
+            self.plan.window,
+            self.plan.departure,
         )
 
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:

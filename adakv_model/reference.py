@@ -17,6 +17,7 @@ being the newest, others in tiers. A token in the window has row `position % rin
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -232,19 +233,37 @@ class UnitView:
         return dequantize(*quantize(x, bits), bits)
 
 
-def _visible(plan: Tensor, p: int, window: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Who sees what: mask bool [T, rows], positions of the old window rows and of the chunk's, rows per tier.
+@dataclass(frozen=True)
+class _Step:
+    """Who sees what during a chunk of T tokens at position p.
 
-    Rows are ordered sink, tiers, old window, chunk (position 0 is the sink, not a chunk row).
+    first, end: tokens first .. end - 1 leave. used: rows of every tier at the end. mask: bool [T, rows], rows ordered
+    sink, tiers, old window, chunk (position 0 is the sink, not a chunk row). old, new: positions of the last two.
     """
-    count = plan.shape[0]
-    query = torch.arange(p, p + count).unsqueeze(1)
-    used = plan[-1, 2:].tolist()
-    tier_masks = [torch.arange(n) < plan[:, 2 + k : 3 + k] for k, n in enumerate(used)]
-    old, new = torch.arange(max(1, p - window), max(1, p)), torch.arange(max(1, p), p + count)
-    recent = torch.cat((old, new))
-    masks = [torch.ones(count, 1, dtype=torch.bool), *tier_masks, (recent <= query) & (recent > query - window)]
-    return torch.cat(masks, dim=1), old, new, used
+
+    p: int
+    first: int
+    end: int
+    used: list[int]
+    mask: Tensor
+    old: Tensor
+    new: Tensor
+
+    @classmethod
+    def of(cls, plan: Tensor, p: int, count: int, window: int, departure: int) -> _Step:
+        first, *lefts = (left(x, window, departure) for x in range(p - 1, p + count))
+        counts = torch.cat((plan[:1, 2:], plan[:, 2:]))  # row n: rows of every tier once n of the tokens have left
+        if lefts[-1] > first:
+            counts[0, plan[0, 0]] -= 1
+        oldest = torch.tensor(lefts).unsqueeze(1)  # [T, 1]
+        seen = counts[oldest[:, 0] - first]  # [T, K]
+        used = counts[lefts[-1] - first].tolist()
+        tiers = [torch.arange(n) < seen[:, k : k + 1] for k, n in enumerate(used)]
+        old, new = torch.arange(first, max(first, p)), torch.arange(max(1, p), p + count)
+        recent, query = torch.cat((old, new)), torch.arange(p, p + count).unsqueeze(1)
+        sink = torch.ones(count, 1, dtype=torch.bool)
+        mask = torch.cat([sink, *tiers, (recent <= query) & (recent >= oldest)], dim=1)
+        return cls(p, first, lefts[-1], used, mask, old, new)
 
 
 def attend(
@@ -261,6 +280,8 @@ def attend(
     cache: Tensor,
     attention: Tensor,
     lag: int,
+    window: int,
+    departure: int,
 ) -> Tensor:
     """Append a chunk, demote the rows that leave the window, attend; returns float32 [1, T, H D].
 
@@ -273,43 +294,46 @@ def attend(
     """
     p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
     n_heads = qkv.shape[2] // head_dim - 2 * kv_heads
-    group, window = n_heads // kv_heads, int(layout[0, WINDOW, 1])
+    group = n_heads // kv_heads
     q, k, v = qkv[0].reshape(count, -1, head_dim).split([n_heads, kv_heads, kv_heads], dim=1)
     q = apply_rope(q, cos[p : p + count], sin[p : p + count]).reshape(count, kv_heads, group, head_dim)
     q = transform(q, q_transform.unsqueeze(1)).flatten(1, 2) * (1.0 / math.sqrt(head_dim))
     k = transform(apply_rope(k, cos[p : p + count], sin[p : p + count]) - k_mean, k_transform)
     v = hadamard(v - v_mean)
-    mask, old, new, used = _visible(plan, p, window)
+    step = _Step.of(plan, p, count, window, departure)
     outputs, probabilities = [], []
     for h in range(kv_heads):
         rows = [
-            _exchange(UnitView(layout[2 * h + side], cache, head_dim), x[:, h], plan, p, old, new, used)
+            _exchange(UnitView(layout[2 * h + side], cache, head_dim), x[:, h], plan, step)
             for side, x in enumerate((k, v))
         ]
         scores = torch.einsum("tgd,nd->tgn", q[:, h * group : (h + 1) * group], rows[0])
-        probability = scores.masked_fill(~mask.unsqueeze(1), -math.inf).softmax(-1)
+        probability = scores.masked_fill(~step.mask.unsqueeze(1), -math.inf).softmax(-1)
         outputs.append(hadamard(torch.einsum("tgn,nd->tgd", probability, rows[1])) + v_mean[h])
         probabilities.append(probability)
     if lag >= 0:
-        recent = torch.cat(probabilities, dim=1)[..., 1 + sum(used) :]
-        _record_attention(attention, recent, torch.cat((old, new)), p, lag)
+        recent = torch.cat(probabilities, dim=1)[..., 1 + sum(step.used) :]
+        _record_attention(attention, recent, torch.cat((step.old, step.new)), p, lag)
     return torch.cat(outputs, dim=1).reshape(1, count, n_heads * head_dim)
 
 
-def _exchange(unit: UnitView, x: Tensor, plan: Tensor, p: int, old: Tensor, new: Tensor, used: list[int]) -> Tensor:
+def _exchange(unit: UnitView, x: Tensor, plan: Tensor, step: _Step) -> Tensor:
     """Demote, store the chunk's rows x [T, D], and return every row the chunk may read [rows, D]."""
-    window = unit.table[WINDOW][1]
-    for i, (tier, slot) in enumerate(plan[:, :2].tolist()):
-        if tier >= 0:
-            unit.demote((p + i - window) % window, tier, slot)
-    if p == 0:
-        unit.write(SINK, torch.tensor([0]), x[:1])
+    ring, new, leaving = unit.table[WINDOW][1], step.new, range(step.first, step.end)
+    places = plan[: len(leaving), :2].tolist()
     fresh = x[-len(new) :] if len(new) else x[:0]
-    rows = [unit.read(SINK, torch.tensor([0]))]
-    rows += [unit.read(FIRST_TIER + k, torch.arange(n)) for k, n in enumerate(used)]
-    rows += [unit.read(WINDOW, old % window), unit.as_window(fresh)]
-    unit.write(WINDOW, new % window, fresh)
-    return torch.cat(rows)
+    recent = [unit.read(WINDOW, step.old % ring), unit.as_window(fresh)]
+    for position, (tier, slot) in zip(leaving, places, strict=True):
+        if position < step.p:  # before new tokens take its row
+            unit.demote(position % ring, tier, slot)
+    if step.p == 0:
+        unit.write(SINK, torch.tensor([0]), x[:1])
+    unit.write(WINDOW, new % ring, fresh)
+    for position, (tier, slot) in zip(leaving, places, strict=True):
+        if position >= step.p:
+            unit.demote(position % ring, tier, slot)
+    tiers = [unit.read(FIRST_TIER + k, torch.arange(n)) for k, n in enumerate(step.used)]
+    return torch.cat([unit.read(SINK, torch.tensor([0])), *tiers, *recent])
 
 
 def _record_attention(attention: Tensor, recent: Tensor, positions: Tensor, p: int, lag: int) -> None:
