@@ -1,10 +1,11 @@
 """Torch reference of ``adakv::attend``: the definition of what the kernels of ``csrc/`` compute, to the last bit.
 
-Rows are read as integers. A query becomes int8, with a scale for each band of channels; its score with a row is an exact
-integer product for each band, a float factor for each band and the row's scale. The softmax of a query is a sum of
-*parts*, joined in order: the window ring with the sink, then every ``PART_ROWS`` rows of every tier. In a part, the weights
-of ``GROUP_ROWS`` V rows (softmax times row scale) become integers 0 .. 127 with one scale, and the sum over these rows is
-exact again. What remains in float is done elementwise in the order written here, and sums of floats fold sixteen lanes.
+Rows are read as integers. A query becomes int8, with a scale for each band of channels; its score with a row is an
+exact integer product for each band, a float factor for each band and the row's scale. The softmax of a query is a sum
+of *parts*, joined in order: the window ring with the sink, then every ``PART_ROWS`` rows of every tier. In a part, the
+weights of ``GROUP_ROWS`` V rows (softmax times row scale) become integers 0 .. 127 with one scale, and the sum over
+these rows is exact again. What remains in float is done elementwise in the order written here, and sums of floats fold
+sixteen lanes.
 
 Rows of 16 bits are multiplied in float, as int8 queries would be the larger error. Core ML (``ScaleMode.HALF``) has no
 integer products: its plans are attended in float.
@@ -86,9 +87,7 @@ class UnitView:
 
     def read(self, segment: int, rows: Tensor) -> Tensor:
         """Dequantized rows float32 [len(rows), D]."""
-        return dequantize(
-            self.codes(segment)[rows], self.scales(segment)[rows], self.bits(segment), self.mode(segment)
-        )
+        return dequantize(self.codes(segment)[rows], self.scales(segment)[rows], self.bits(segment), self.mode(segment))
 
     def write(self, segment: int, rows: Tensor, x: Tensor) -> None:
         """Quantize x float32 [len(rows), D] into the given rows."""
@@ -143,7 +142,7 @@ def lane_sum(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries of one kv head, transformed: float32 [n, D], and as int8 codes (as floats) with scale and sum per band."""
+    """Queries of one kv head, transformed: float32 [n, D]; as int8 codes (held in floats), scale and sum by band."""
 
     values: Tensor
     codes: Tensor
@@ -272,17 +271,17 @@ def attend(
     cache: Tensor,
     attention: Tensor,
     workspace: Tensor,
+    lag: int,
     window: int,
     departure: int,
-    lag: int,
 ) -> Tensor:
     """Append a chunk, demote the rows that leave the window, attend; returns float32 [1, T, H D].
 
     qkv: float32 [1, T, (H + 2 KV) D], before RoPE; cos, sin: float32 [N, D / 2]; plan: from ``reference.assign``;
-    k_mean, v_mean: float32 [KV, D]; k_columns, q_columns: float32 [KV, D, D], transposed K and query transforms, one the
-    inverse transpose of the other but for the 1 / sqrt(D) in the queries'; layout: int32 [2 KV, 2 + K, 5]; cache: uint8
-    [layer bytes]; attention: int64 [ring, 3], updated if lag >= 0; workspace: uint8, scratch of the kernels, not used
-    here. The K mean leaves every key, which only shifts all logits of a query alike, so it never returns; the V mean
+    k_mean, v_mean: float32 [KV, D]; k_columns, q_columns: float32 [KV, D, D], transposed K and query transforms, one
+    the inverse transpose of the other but for the 1 / sqrt(D) in the queries'; layout: int32 [2 KV, 2 + K, 5]; cache:
+    uint8 [layer bytes]; attention: int64 [ring, 3], updated if lag >= 0; workspace: uint8, scratch of the kernels, not
+    used here. The K mean leaves every key, which only shifts all logits of a query alike, so it never returns; the V mean
     returns once in the output. V's transform is the Hadamard transform.
     """
     p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
@@ -352,6 +351,10 @@ class _Step:
         age = positions.unsqueeze(1) - held
         own, received = (age == 0).unsqueeze(1), ((age >= 1) & (age <= lag)).unsqueeze(1)
         slots = held % attention.shape[0]
-        for column, values in ((OWN, recent * own), (OWN_SQUARED, recent * recent * own), (RECEIVED, recent * received)):
+        for column, values in (
+            (OWN, recent * own),
+            (OWN_SQUARED, recent * recent * own),
+            (RECEIVED, recent * received),
+        ):
             fixed = torch.round(values.double() / ATTENTION_UNIT).long().sum((0, 1))
             attention[:, column].index_add_(0, slots, fixed)

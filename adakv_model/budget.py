@@ -18,7 +18,7 @@ import numpy as np
 
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
-from adakv_model.plan import CachePlan, largest_chunk, left, round_up, BLOCK
+from adakv_model.plan import BLOCK, CachePlan, largest_chunk, left, round_up
 from adakv_model.quantizer import BAND_BITS, GAUSSIAN_MSE, WIDE_MSE, is_narrow, join_bands, split_bands
 from adakv_model.tables import CalibrationTables
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adakv_model.ops  # noqa: F401  (registers torch.ops.adakv)
+from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import Controller
 from adakv_model.model import rope_tables
 from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
-from adakv_model.attention import apply_rope
 from adakv_model.tables import CalibrationTables
 
 
@@ -71,7 +71,7 @@ class MixedPrecisionCache(nn.Module):
     def begin(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         plan = self.plan
         if self.controller is None:
-            logits = tokens.reshape(-1, 1).to(torch.float32) * 0.0
+            logits = F.pad(tokens.reshape(-1, 1).to(torch.float32) * 0.0, (0, 0, 0, plan.departure - 1))
         else:
             features = torch.ops.adakv.depart(
                 tokens,
@@ -83,9 +83,13 @@ class MixedPrecisionCache(nn.Module):
                 self.attention,
                 plan.n_layers * plan.n_heads,
                 plan.lag,
+                plan.window,
+                plan.departure,
             )
             logits = self.controller(features)
-        return torch.ops.adakv.assign(logits, input_pos, self.capacities, self.progress, self.tiers, plan.window)
+        return torch.ops.adakv.assign(
+            logits, input_pos, self.capacities, self.progress, self.tiers, plan.window, plan.departure
+        )
 
     def attend(self, layer: int, qkv: Tensor, plan: Tensor, input_pos: Tensor) -> Tensor:
         names = ("k_mean", "v_mean", "k_columns", "q_columns", "layout", "cache")
@@ -99,9 +103,9 @@ class MixedPrecisionCache(nn.Module):
             *per_layer,
             self.attention,
             self.workspace,
+            self.plan.lag if self.controller is not None else -1,
             self.plan.window,
             self.plan.departure,
-            self.plan.lag if self.controller is not None else -1,
         )
 
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:

@@ -162,26 +162,34 @@ def depart(
     attention: Tensor,
     n_attentions: int,
     lag: int,
+    window: int,
+    departure: int,
 ) -> Tensor:
-    p, count, window = int(input_pos), tokens.shape[-1], observed.shape[0]
-    check_step(p, count, int(progress[0]), history.shape[0], window)
-    out = torch.empty(count, len(FEATURES))
+    p, count, ring = int(input_pos), tokens.shape[-1], observed.shape[0]
+    check_step(p, count, int(progress[0]), history.shape[0], window, departure)
+    out = torch.empty(count + departure - 1, len(FEATURES))
     _kernels().adakv_depart(
         _pointer(tokens), count, _i64(p), _pointer(token_log_frequency), _pointer(history), _pointer(observed),
-        _pointer(attention), window, _i64(n_attentions), _i64(lag), _pointer(out),
+        _pointer(attention), ring, _i64(n_attentions), _i64(lag), _i64(window), _i64(departure), _pointer(out),
     )  # fmt: skip
     return out
 
 
 def assign(
-    logits: Tensor, input_pos: Tensor, capacities: Tensor, progress: Tensor, tiers: Tensor, window: int
+    logits: Tensor,
+    input_pos: Tensor,
+    capacities: Tensor,
+    progress: Tensor,
+    tiers: Tensor,
+    window: int,
+    departure: int,
 ) -> Tensor:
-    p, count = int(input_pos), logits.shape[0]
-    check_step(p, count, int(progress[0]), tiers.shape[0], window)
-    out = torch.empty(count, 2 + capacities.shape[0], dtype=torch.int32)
+    p, count = int(input_pos), logits.shape[0] - departure + 1
+    check_step(p, count, int(progress[0]), tiers.shape[0], window, departure)
+    out = torch.empty(logits.shape[0], 2 + capacities.shape[0], dtype=torch.int32)
     status = _kernels().adakv_assign(
         _pointer(logits), count, _i64(p), _pointer(capacities), capacities.shape[0], _pointer(progress),
-        _pointer(tiers), _i64(window), _pointer(out),
+        _pointer(tiers), _i64(window), _i64(departure), _pointer(out),
     )  # fmt: skip
     if status:
         raise ValueError("every tier is full: the plan does not hold the context")
@@ -215,9 +223,9 @@ def attend(
     cache: Tensor,
     attention: Tensor,
     workspace: Tensor,
+    lag: int,
     window: int,
     departure: int,
-    lag: int,
     threads: int = THREADS,
 ) -> Tensor:
     (kv_heads, dim), count = k_mean.shape, qkv.shape[1]

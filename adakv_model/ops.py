@@ -17,13 +17,16 @@ from adakv_model import attention, blocks, int4, reference, table
 SCHEMAS = {
     "depart": (
         "Tensor tokens, Tensor input_pos, Tensor token_log_frequency, Tensor progress, Tensor(a!) history,"
-        " Tensor(b!) observed, Tensor(c!) attention, int n_attentions, int lag"
+        " Tensor(b!) observed, Tensor(c!) attention, int n_attentions, int lag, int window, int departure"
     ),
-    "assign": ("Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window"),
+    "assign": (
+        "Tensor logits, Tensor input_pos, Tensor capacities, Tensor(a!) progress, Tensor(b!) tiers, int window,"
+        " int departure"
+    ),
     "attend": (
         "Tensor qkv, Tensor cos, Tensor sin, Tensor plan, Tensor input_pos, Tensor k_mean, Tensor v_mean,"
         " Tensor k_columns, Tensor q_columns, Tensor layout, Tensor(a!) cache, Tensor(b!) attention,"
-        " Tensor(c!) workspace, int window, int departure, int lag"
+        " Tensor(c!) workspace, int lag, int window, int departure"
     ),
     "observe": "Tensor logits, Tensor tokens, Tensor input_pos, Tensor(a!) observed, Tensor(b!) last_logits",
     "table_lookup": "Tensor tokens, Tensor codes, Tensor scales",
@@ -46,8 +49,10 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _depart_shape(tokens: Tensor, *_: object) -> Tensor:
-    return tokens.new_empty((tokens.shape[1], len(reference.FEATURES)), dtype=torch.float32)
+def _depart_shape(tokens: Tensor, *args: object) -> Tensor:
+    departure = args[-1]
+    assert isinstance(departure, int)
+    return tokens.new_empty((tokens.shape[1] + departure - 1, len(reference.FEATURES)), dtype=torch.float32)
 
 
 def _assign_shape(logits: Tensor, input_pos: Tensor, capacities: Tensor, *_: object) -> Tensor:

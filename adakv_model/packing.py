@@ -1,9 +1,9 @@
 """Where the codes of packed rows lie; ``csrc/tile.h`` is the same in C++, ``docs/cache-format.md`` draws it.
 
-Rows lie in blocks of 16 slots, and a block in *tiles* of 16 lanes x 4 codes. A K tile holds four channels of each of the
-16 slots, a V tile four slots of each of 16 channels: so a score and a weighted sum are the same product of a tile with
-four numbers, for 16 results at once. The 64 codes of a tile, lane after lane, are packed like one run. Rows of 16 bits are
-not tiled.
+Rows lie in blocks of 16 slots, and a block in *tiles* of 16 lanes x 4 codes. A K tile holds four channels of each of
+the 16 slots, a V tile four slots of each of 16 channels: so a score and a weighted sum are the same product of a tile
+with four numbers, for 16 results at once. The 64 codes of a tile, lane after lane, are packed like one run. Rows of 16
+bits are not tiled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def pack_blocks(codes: Tensor, bits: int, side: Side) -> Tensor:
     if bits == 16:
         ordered = (blocks.transpose(1, 2) if side == Side.KEY else blocks).reshape(-1).to(torch.int32)
         return torch.stack((ordered & 255, ordered >> 8), dim=-1).to(torch.uint8).flatten()
-    if side == Side.VALUE:  # [block, slot quad, element, channel group, lane] -> [block, channel group, slot quad, lane, element]
+    if (
+        side == Side.VALUE
+    ):  # [block, slot quad, element, channel group, lane] -> [block, channel group, slot quad, lane, element]
         tiles = blocks.reshape(-1, BLOCK // QUAD, QUAD, dim // BLOCK, BLOCK).permute(0, 3, 1, 4, 2)
         return pack_run(tiles.reshape(n // BLOCK, -1, BLOCK * QUAD), bits).flatten()
     parts = blocks.split([channels for _, channels in runs(bits, dim)], dim=2)

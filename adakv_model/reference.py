@@ -16,25 +16,20 @@ being the newest, others in tiers. A token in the window has row `position % rin
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from adakv_model.plan import (
-    ATTENTION_SUMS,
     ATTENTION_UNIT,
-    FIRST_TIER,
     IN_SINK,
     IN_WINDOW,
     OBSERVATIONS,
-    SINK,
-    WINDOW,
     largest_chunk,
     left,
 )
 
 LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS = range(len(OBSERVATIONS))
+OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
 
 #: Features of a departing token as the controller sees them (columns of depart's output).
 FEATURES = (

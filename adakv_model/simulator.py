@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
-from adakv_model.attention import apply_rope
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, spill_order
 
 #: features float32 [B, n, 8] and positions int64 [n] of leaving tokens -> tier each of them wants, int64 [B, n].

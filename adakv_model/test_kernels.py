@@ -146,7 +146,7 @@ def test_row_kernels_match_on_every_instruction_set(
 
 
 def make_plan(
-    context: int, window: int, chunk: int, capacities: tuple[int, ...], seed: int, dim: int = 64
+    context: int, window: int, chunk: int, capacities: tuple[int, ...], seed: int, dim: int = 64, departure: int = 1
 ) -> CachePlan:
     random = np.random.default_rng(seed)
     layers, kv_heads = 1, 2
@@ -165,6 +165,7 @@ def make_plan(
         capacities=capacities,
         unit_bits=np.array([random_bits(random, dim) for _ in range(int(np.prod(units)))]).reshape(units),
         scale_modes=random.integers(0, 2, size=(layers, kv_heads, 2)),
+        departure=departure,
     )
 
 
@@ -190,8 +191,8 @@ class OneLayer:
         self.progress = torch.zeros(1 + plan.n_tiers, dtype=torch.int32)
         self.tiers = torch.zeros(plan.context, dtype=torch.uint8)
         self.history = torch.zeros(plan.context, dtype=torch.int32)
-        self.observed = torch.zeros(plan.window, len(OBSERVATIONS))
-        self.attention = torch.zeros(plan.window, len(ATTENTION_SUMS), dtype=torch.int64)
+        self.observed = torch.zeros(plan.ring, len(OBSERVATIONS))
+        self.attention = torch.zeros(plan.ring, len(ATTENTION_SUMS), dtype=torch.int64)
         self.last_logits = torch.zeros(plan.vocab_size)
         self.cache = torch.zeros(plan.layer_bytes(0), dtype=torch.uint8)
 
@@ -200,12 +201,15 @@ class OneLayer:
         tokens = self.tokens[:, chunk].contiguous()
         features = ops.depart(
             tokens, at, self.log_frequency, self.progress, self.history, self.observed, self.attention,
-            plan.n_heads, plan.lag,
+            plan.n_heads, plan.lag, plan.window, plan.departure,
         )  # fmt: skip
-        assigned = ops.assign(features @ self.mix, at, self.capacities, self.progress, self.tiers, plan.window)
+        assigned = ops.assign(
+            features @ self.mix, at, self.capacities, self.progress, self.tiers, plan.window, plan.departure
+        )
         out = ops.attend(
             self.qkv[:, chunk], self.cos, self.sin, assigned, at, self.k_mean, self.v_mean, self.k_transform,
             self.q_transform, plan.layout(0), self.cache, self.attention, plan.lag,
+            plan.window, plan.departure,
         )  # fmt: skip
         ops.observe(self.logits[:, chunk], tokens, at, self.observed, self.last_logits)
         return out

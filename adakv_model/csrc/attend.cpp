@@ -89,7 +89,7 @@ class Step {
         group_(a.n_heads / a.n_kv_heads),
         queries_(count * group_),
         ring_(a.layout[kWindow].rows),
-        stride_(aligned(ring_ + 1) ),
+        stride_(aligned(ring_ + 1)),
         whole_(count == 1 && group_ <= kMaxQueries),
         kernels_(attend_kernels()) {
     Arena arena{workspace};
@@ -152,9 +152,9 @@ class Step {
 
   // Which tokens leave as this part of the chunk begins, and how many rows of each tier its queries see.
   void find_used() {
-    const int64_t first = left(a_.p - 1, a_.window, a_.departure);
-    first_leaving_ = left(start_ - 1, a_.window, a_.departure) - first;
-    end_leaving_ = left(start_, a_.window, a_.departure) - first;
+    const int64_t first = a_.leaving.left(a_.p - 1);
+    first_leaving_ = a_.leaving.left(start_ - 1) - first;
+    end_leaving_ = a_.leaving.left(start_) - first;
     const int32_t* row = plan_row(std::max<int64_t>(end_leaving_ - 1, 0));
     std::copy_n(row + 2, a_.n_tiers, used_);
     if (end_leaving_ == 0 && row[0] >= 0) --used_[row[0]];  // the row counts a token that leaves later in the chunk
@@ -215,7 +215,7 @@ class Step {
     for (const Side side : {kKey, kValue}) {
       const Unit u = unit(h, side);
       for (int64_t i = first_leaving_; i < end_leaving_; ++i) {
-        const int64_t position = left(a_.p - 1, a_.window, a_.departure) + i;
+        const int64_t position = a_.leaving.left(a_.p - 1) + i;
         u.demote(position % ring_, plan_row(i)[0], plan_row(i)[1]);
       }
       float x[kMaxHeadDim];
@@ -283,7 +283,7 @@ class Step {
 
   // Ring slots that hold no row, the sink's, or one that a query at `position` may not see.
   void hide_unseen(float* row, int64_t position) const {
-    const int64_t oldest = left(start_, a_.window, a_.departure);  // 1 or more: position 0 is the sink
+    const int64_t oldest = a_.leaving.left(start_);  // 1 or more: position 0 is the sink
     const int64_t seen = position - oldest + 1;
     if (seen <= 0) {
       std::fill_n(row, ring_, kHidden);
@@ -342,7 +342,7 @@ class Step {
 
   // What the queries pay to themselves and to the `lag` tokens before each; only rows still in the window count.
   void record_attention() const {
-    const int64_t oldest = left(start_, a_.window, a_.departure);
+    const int64_t oldest = a_.leaving.left(start_);
     for (int64_t at = 0; at < int64_t(a_.n_kv_heads) * queries_; ++at) {
       const int64_t position = start_ + at % queries_ / group_;
       const float* exponentials = recent_ + at * stride_;
@@ -376,7 +376,7 @@ int64_t attend_workspace(const AttendArgs& args) { return Step(args, args.p, arg
 void attend(const AttendArgs& args, const ParallelFor& parallel) {
   uint8_t* workspace = args.workspace + (64 - reinterpret_cast<uintptr_t>(args.workspace) % 64) % 64;
   for (int64_t start = args.p, end = args.p + args.count; start < end;) {
-    const int64_t next = std::min(end, (start / args.departure + 1) * args.departure);
+    const int64_t next = std::min(end, (start / args.leaving.departure + 1) * args.leaving.departure);
     Step(args, start, int(next - start), workspace).run(parallel);
     start = next;
   }

@@ -38,63 +38,66 @@ int nearest_with_room(int wanted, const int32_t* fill, const int32_t* capacities
 
 }  // namespace
 
-StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t context, int64_t window) {
-  if (tokens < 1 || tokens > window) return StepError::kChunkSize;
+StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t context, const Leaving& leaving) {
+  if (tokens < 1 || tokens > leaving.largest_chunk()) return StepError::kChunkSize;
   if (input_pos != 0 && input_pos != length) return StepError::kPosition;
   if (input_pos + tokens > context) return StepError::kContextFull;
   return StepError::kOk;
 }
 
 void depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency, int32_t* history,
-            float* observed, int64_t* attention, int window, int64_t n_attentions, int64_t lag, float* features) {
+            float* observed, int64_t* attention, int ring, int64_t n_attentions, int64_t lag, const Leaving& leaving,
+            float* features) {
+  const int64_t first = leaving.left(p - 1), end = leaving.left(p + count - 1);
+  const auto emit = [&](int64_t position) {
+    features_of(observed + position % ring * kObservations, attention + position % ring * kAttentionSums,
+                double(n_attentions), double(lag), features + (position - first) * kFeatures);
+  };
+  for (int64_t t = first; t < std::min(end, p); ++t) emit(t);  // before new tokens take their rows
   for (int i = 0; i < count; ++i) {
     const int64_t position = p + i;
-    float* seen = observed + (position % window) * kObservations;
-    int64_t* sums = attention + (position % window) * kAttentionSums;
-    float* f = features + i * kFeatures;
-    if (position - window >= 1) {
-      features_of(seen, sums, double(n_attentions), double(lag), f);
-    } else {
-      std::fill_n(f, kFeatures, 0.0f);
-    }
+    float* seen = observed + position % ring * kObservations;
     const int32_t token = int32_t(tokens[i]);
     std::fill_n(seen, int(kObservations), 0.0f);
-    std::fill_n(sums, int(kAttentionSums), int64_t{0});
+    std::fill_n(attention + position % ring * kAttentionSums, int(kAttentionSums), int64_t{0});
     seen[kLogFrequency] = token_log_frequency[token];
     seen[kRepeats] = float(std::count(history, history + position, token));
     history[position] = token;
   }
+  for (int64_t t = std::max(first, p); t < end; ++t) emit(t);
+  std::fill(features + (end - first) * kFeatures, features + leaving.rows(count) * kFeatures, 0.0f);
 }
 
 bool assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers, int32_t* progress,
-            uint8_t* tiers, int64_t window, int32_t* plan) {
+            uint8_t* tiers, const Leaving& leaving, int32_t* plan) {
+  const int64_t first = leaving.left(p - 1), end = leaving.left(p + count - 1), rows = leaving.rows(count);
   int32_t* fill = progress + 1;
   if (p == 0) std::fill_n(fill, n_tiers, 0);
-  for (int i = 0; i < count; ++i) {
-    const int64_t position = p + i;
-    int32_t* row = plan + i * (2 + n_tiers);
+  std::fill_n(tiers + p, count, kInWindow);
+  if (p == 0) tiers[0] = kInSink;
+  for (int64_t j = 0; j < rows; ++j) {
+    int32_t* row = plan + j * (2 + n_tiers);
     row[0] = row[1] = -1;
-    if (position - window >= 1) {
-      const float* wants = logits + i * n_tiers;
+    if (j < end - first) {
+      const float* wants = logits + j * n_tiers;
       const int wanted = int(std::max_element(wants, wants + n_tiers) - wants);
       const int tier = nearest_with_room(wanted, fill, capacities, n_tiers);
       if (tier < 0) return false;
       row[0] = tier;
       row[1] = fill[tier]++;
-      tiers[position - window] = uint8_t(tier);
+      tiers[first + j] = uint8_t(tier);
     }
-    tiers[position] = position == 0 ? kInSink : kInWindow;
     std::copy_n(fill, n_tiers, row + 2);
   }
   progress[0] = int32_t(p + count);
   return true;
 }
 
-void observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab, float* observed,
-             int window, float* last_logits, float* surprisal, const ParallelFor& parallel) {
+void observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab, float* observed, int ring,
+             float* last_logits, float* surprisal, const ParallelFor& parallel) {
   const AttendKernels& kernels = attend_kernels();
   parallel(count, [&](int i) {
-    float* seen = observed + ((p + i) % window) * kObservations;
+    float* seen = observed + ((p + i) % ring) * kObservations;
     float stats[3] = {0, 0, 0};
     if (p + i > 0) {
       kernels.prediction_stats(i > 0 ? logits + (i - 1) * vocab : last_logits, vocab, tokens[i], stats);

@@ -58,20 +58,20 @@ ADAKV_API void adakv_transform(const float* x, int rows, const float* columns, i
 }
 
 ADAKV_API void adakv_depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency,
-                            int32_t* history, float* observed, int64_t* attention, int window, int64_t n_attentions,
-                            int64_t lag, float* features) {
-  adakv::depart(tokens, count, p, token_log_frequency, history, observed, attention, window, n_attentions, lag,
-                features);
+                            int32_t* history, float* observed, int64_t* attention, int ring, int64_t n_attentions,
+                            int64_t lag, int64_t window, int64_t departure, float* features) {
+  adakv::depart(tokens, count, p, token_log_frequency, history, observed, attention, ring, n_attentions, lag,
+                {window, departure}, features);
 }
 
 ADAKV_API int adakv_assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers,
-                           int32_t* progress, uint8_t* tiers, int64_t window, int32_t* plan) {
-  return adakv::assign(logits, count, p, capacities, n_tiers, progress, tiers, window, plan) ? 0 : 1;
+                           int32_t* progress, uint8_t* tiers, int64_t window, int64_t departure, int32_t* plan) {
+  return adakv::assign(logits, count, p, capacities, n_tiers, progress, tiers, {window, departure}, plan) ? 0 : 1;
 }
 
 ADAKV_API void adakv_observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab,
-                             float* observed, int window, float* last_logits, float* surprisal, int threads) {
-  adakv::observe(logits, tokens, count, p, vocab, observed, window, last_logits, surprisal, with_threads(threads));
+                             float* observed, int ring, float* last_logits, float* surprisal, int threads) {
+  adakv::observe(logits, tokens, count, p, vocab, observed, ring, last_logits, surprisal, with_threads(threads));
 }
 
 ADAKV_API void adakv_attend(const adakv::AttendArgs* args, int threads) { adakv::attend(*args, with_threads(threads)); }

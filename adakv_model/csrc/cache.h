@@ -2,6 +2,7 @@
 // Semantics, shapes and names follow adakv_model/reference.py.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "parallel.h"
@@ -30,17 +31,34 @@ struct Segment {
 // Why a chunk cannot be taken; kOk if it can.
 enum class StepError { kOk, kChunkSize, kPosition, kContextFull };
 
-StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t context, int64_t window);
+// When tokens leave the window (plan.py): as a position that is a multiple of `departure` is appended, all that are
+// `window` behind or more. Position t has row t % ring of what is observed, and of the window segment.
+struct Leaving {
+  int64_t window, departure;
 
+  // The oldest token still in the window once `position` is appended; -1 is the empty cache.
+  int64_t left(int64_t position) const {
+    return position < 0 ? 1 : std::max<int64_t>(1, position / departure * departure - window + 1);
+  }
+  int64_t largest_chunk() const { return departure > 1 ? departure : window; }
+  // Rows of features and of the step plan: the most tokens that can leave during a chunk.
+  int64_t rows(int64_t chunk) const { return chunk + departure - 1; }
+};
+
+StepError check_step(int64_t input_pos, int64_t tokens, int64_t length, int64_t context, const Leaving& leaving);
+
+// features: [rows(count), kFeatures]; row j is of the token left(p - 1) + j, zeros past the last that leaves.
 void depart(const int64_t* tokens, int count, int64_t p, const float* token_log_frequency, int32_t* history,
-            float* observed, int64_t* attention, int window, int64_t n_attentions, int64_t lag, float* features);
+            float* observed, int64_t* attention, int ring, int64_t n_attentions, int64_t lag, const Leaving& leaving,
+            float* features);
 
-// Returns false if every tier is full.
+// logits: [rows(count), K]; plan: [rows(count), 2 + K], tier and slot of each leaving token, then the rows of every
+// tier once it has left; past the last, -1, -1 and the final counts. Returns false if every tier is full.
 bool assign(const float* logits, int count, int64_t p, const int32_t* capacities, int n_tiers, int32_t* progress,
-            uint8_t* tiers, int64_t window, int32_t* plan);
+            uint8_t* tiers, const Leaving& leaving, int32_t* plan);
 
-void observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab, float* observed,
-             int window, float* last_logits, float* surprisal, const ParallelFor& parallel);
+void observe(const float* logits, const int64_t* tokens, int count, int64_t p, int64_t vocab, float* observed, int ring,
+             float* last_logits, float* surprisal, const ParallelFor& parallel);
 
 struct AttendArgs {
   const float* qkv;                    // [T, (H + 2 KV) D]
@@ -55,7 +73,7 @@ struct AttendArgs {
   float* out;          // [T, H D]
   int64_t p;
   int count, n_heads, n_kv_heads, head_dim, n_tiers;
-  int64_t window, departure;
+  Leaving leaving;
   int64_t lag;  // -1: attention is not observed
 };
 
@@ -63,11 +81,5 @@ struct AttendArgs {
 int64_t attend_workspace(const AttendArgs& args);
 
 void attend(const AttendArgs& args, const ParallelFor& parallel);
-
-// Tokens 1 .. left(x) - 1 have left the window once position x is appended (reference.py).
-inline int64_t left(int64_t x, int64_t window, int64_t departure) {
-  const int64_t end = x / departure * departure - window + 1;
-  return x < 0 || end < 1 ? 1 : end;
-}
 
 }  // namespace adakv
