@@ -307,17 +307,17 @@ def hand_plan() -> CachePlan:
 
 def test_accounting_of_a_small_plan_by_hand() -> None:
     plan = hand_plan()
-    # K: sink 128 + 2, window 8 * 64 + 16, tiers 6 * 16 + 6 and 5 * 32 + 5; V's second tier 5 * 64 + 10; every block
-    # padded to 16.
-    k = (128 + 16) + (512 + 16) + (96 + 16) + (160 + 16)
-    v = (128 + 16) + (512 + 16) + (96 + 16) + (320 + 16)
+    # K: sink 128 + 2, window 16 * 64 + 32 (its ring), tiers 6 * 16 + 6 and 5 * 32 + 5; V's second tier 5 * 64 + 10;
+    # every block padded to 16.
+    k = (128 + 16) + (1024 + 32) + (96 + 16) + (160 + 16)
+    v = (128 + 16) + (1024 + 32) + (96 + 16) + (320 + 16)
     assert plan.layer_bytes(0) == k + v
-    assert plan.pool_bytes == {"sink": 260, "window": 1056, "tier_2": 204, "tier_4": 495}
-    bookkeeping = {"progress": 12, "tiers": 20, "history": 80, "observed": 160, "attention": 192, "last_logits": 40}
+    assert plan.pool_bytes == {"sink": 260, "window": 2112, "tier_2": 204, "tier_4": 495}
+    bookkeeping = {"progress": 12, "tiers": 20, "history": 80, "observed": 320, "attention": 384, "last_logits": 40}
     assert plan.bookkeeping_bytes == bookkeeping
-    assert plan.bytes_allocated == k + v + 504
+    assert plan.bytes_allocated == k + v + 856
     assert plan.fp16_bytes == 20 * 2 * 64 * 2
-    assert plan.bits_per_value == 8 * (k + v + 504) / (20 * 128)
+    assert plan.bits_per_value == 8 * (k + v + 856) / (20 * 128)
     assert plan.lag == 4
 
 
