@@ -124,7 +124,7 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(
             simulator.feed(part, lambda _, logits: simulated.append(logits))
             expected.append(model(part, torch.tensor([position])))
             position += count
-    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=2e-3)
     left = slice(1, plan.left(COUNT - 1))
     assert torch.equal(simulator.cache.tiers[0, left], packed.tiers[left].long())
     assert simulator.cache.fill[0].tolist() == packed.progress[1:].tolist()

@@ -1,8 +1,8 @@
 """Causal attention that says which tokens matter once they have left the window.
 
-A key or value is read exactly (8 bits or more) by the queries that come before it leaves the window, and in few bits
-by every later one (``plan.left``). So the damage that quantization can do goes through the *far* pairs only: those whose
-token has left when the query is appended.
+A key or value is read exactly (8 bits or more) by queries before it leaves the window, and in few bits by every
+later one (``plan.left``). So the damage that quantization can do goes through the *far* pairs only: those whose token
+has left once the query is appended.
 The backward pass here gives the ordinary gradients, so that they flow to earlier layers, and beside them the
 part that came through far pairs. Probabilities are recomputed block by block: memory grows with T, not T^2.
 """
