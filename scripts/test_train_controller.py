@@ -60,8 +60,8 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     with torch.no_grad():
         for p, n in zip(starts, chunks, strict=False):
             model(tokens[:, p : p + n], torch.tensor([p]))
-    starts = np.cumsum([0, *chunks])
-    counts = [plan.left(q - 1) - plan.left(p - 1) for p, q in itertools.pairwise(starts.tolist())]
+    ends = itertools.pairwise(itertools.accumulate(chunks, initial=0))
+    counts = [plan.left(q - 1) - plan.left(p - 1) for p, q in ends]
     at_departure = torch.cat([rows[:n] for rows, n in zip(seen, counts, strict=True)])
 
     tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag, chunk)
