@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """Its artifact and the finished command."""
     out = tmp_path_factory.mktemp("artifacts") / "tiny"
-    options = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "8", "--out", str(out))
+    options = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "10", "--out", str(out))
     return out, run_export(*options, "--json")
 
 
@@ -44,7 +44,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     manifest = json.loads(done.stdout)
     assert manifest == json.loads((out / "manifest.json").read_text())
     assert {"model.pte", "libadakv_ops.so"} <= manifest["files"].keys()
-    assert manifest["kv_cache"]["bits_per_value"] <= 8
+    assert manifest["kv_cache"]["bits_per_value"] <= 10
     assert manifest["kv_cache"]["bytes_allocated"] >= sum(manifest["kv_cache"]["bytes"].values())
     assert (manifest["quantize"], manifest["embedding"]) == ("8da4w-asym", "table")
     assert 4 < manifest["weights"]["bits_per_weight"] < 8
