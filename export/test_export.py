@@ -56,7 +56,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     logits = model.prefill(list(range(1, 64)))
     assert logits.shape == (63, SMALL.vocab_size)
     assert torch.isfinite(logits).all()
-    assert sum(model.tier_counts()) == 63 - 1 - 8
+    assert sum(model.tier_counts()) == artifact.plan.left(62) - 1 == 40
 
 
 def test_an_existing_artifact_is_replaced_only_on_success(
@@ -76,7 +76,7 @@ def test_an_existing_artifact_is_replaced_only_on_success(
         (("--kv-bits", "1.5"), "--kv-bits 1.5 is impossible at context 2048"),
         (("--kv-bits", "20"), "choose between"),
         (("--kv", "static-4", "--kv-bits", "4"), "--kv static-4 has a fixed width"),
-        (("--context", "17"), "--context 17 must be at least --window + 2"),
+        (("--context", "17"), "--context 17 must be at least 21 with --window 16"),
         (("--context", "100000"), "more than the 8192 positions"),
         (("--quantize", "int3"), "unknown --quantize 'int3': one of 8da4w-asym, 8da8w"),
         (("--embedding", "7"), "unknown --embedding '7'"),
