@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -122,9 +123,11 @@ class HostModel:
         return logits[0]
 
     def prefill(self, tokens: list[int], chunk: int | None = None) -> Tensor:
-        """Append any number of tokens in chunks; logits float32 [len(tokens), V]."""
-        size = chunk or self.plan.chunk
-        return torch.cat([self.step(tokens[i : i + size]) for i in range(0, len(tokens), size)])
+        """Append any number of tokens in chunks, of at most `chunk`; logits float32 [len(tokens), V]."""
+        rest, rows = iter(tokens), []
+        for count in self.plan.chunks(self.position, len(tokens), chunk):
+            rows.append(self.step(list(islice(rest, count))))
+        return torch.cat(rows)
 
     def state(self, name: str) -> Tensor:
         """A copy of one of the cache's buffers (progress, tiers, history, observed, cache_<layer>, ...)."""

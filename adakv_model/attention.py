@@ -281,8 +281,8 @@ def attend(
     k_mean, v_mean: float32 [KV, D]; k_columns, q_columns: float32 [KV, D, D], transposed K and query transforms, one
     the inverse transpose of the other but for the 1 / sqrt(D) in the queries'; layout: int32 [2 KV, 2 + K, 5]; cache:
     uint8 [layer bytes]; attention: int64 [ring, 3], updated if lag >= 0; workspace: uint8, scratch of the kernels, not
-    used here. The K mean leaves every key, which only shifts all logits of a query alike, so it never returns; the V mean
-    returns once in the output. V's transform is the Hadamard transform.
+    used here. The K mean leaves every key, which only shifts all logits of a query alike, so it never returns; the V
+    mean returns once in the output. V's transform is the Hadamard transform.
     """
     p, (kv_heads, head_dim), count = int(input_pos), k_mean.shape, qkv.shape[1]
     n_heads = qkv.shape[2] // head_dim - 2 * kv_heads

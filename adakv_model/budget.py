@@ -28,6 +28,7 @@ WIDE_TIERS = (8, 16)  # tiers of an adaptive cache beside its three narrow ones
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 16, 3.5
 DEFAULT_WINDOW_BITS = 8
+DEFAULT_SHARE = 0.05  # of the way from the smallest cache to the largest, if that is more than DEFAULT_BITS
 DEFAULT_CHUNK = 32  # tokens a prefill step; contexts too short for it take a smaller power of two
 
 
@@ -103,7 +104,7 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     tables.check(config)
     if options.policy not in BUDGETED:
         return PlannedCache(_static_plan(config, tables, options), ())
-    target = DEFAULT_BITS if options.kv_bits is None else options.kv_bits
+    target = options.kv_bits
     sensitivity = tables.at(options.context).sensitivity.double().numpy()
     if options.policy == "tables":
         return PlannedCache(_tables_plan(config, tables, options, sensitivity, target), ())
@@ -114,7 +115,7 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
 
     base = plan_of((2, *narrow_tiers(2.0)[1:], *WIDE_TIERS))  # as small as it gets
     low, high = (_with_all_in(base, k).bits_per_value for k in (0, base.n_tiers - 1))
-    _check_budget(target, low, high, options)
+    target = _budget(target, low, high, options)
     tokens = base.slots
     mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + base.tier_costs[0]
     base = plan_of((*narrow_tiers(mean_cost - 8 / config.head_dim), *WIDE_TIERS))
@@ -139,13 +140,17 @@ def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
     return tuple(float(round(b, 2)) for b in (low, max(min(2 + 1.1 * beyond, 5.5), low + 0.05), min(2.9 + beyond, 7.0)))
 
 
-def _check_budget(target: float, low: float, high: float, options: CacheOptions) -> None:
+def _budget(target: float | None, low: float, high: float, options: CacheOptions) -> float:
+    """The target, or the default, which grows where bookkeeping weighs more: on small models and short contexts."""
+    if target is None:
+        return min(max(DEFAULT_BITS, low + DEFAULT_SHARE * (high - low)), high)
     if not low <= target <= high:
         bounds = f"{math.ceil(low * 100) / 100:.2f} and {math.floor(high * 100) / 100:.2f}"
         raise UserError(
             f"--kv-bits {target:g} is impossible at context {options.context} with a window of {options.window}:"
             f" choose between {bounds} (sink, window, scales and bookkeeping included)"
         )
+    return target
 
 
 def allocate_unit_bits(sensitivity: np.ndarray, mean_bits: float) -> np.ndarray:
@@ -243,14 +248,26 @@ def _integer_capacities(shares: np.ndarray, slots: int, block: int) -> tuple[int
 
 
 def _fit(plan: CachePlan, target: float) -> CachePlan:
-    """Lower single blocks of slots until everything allocated, alignment included, is within the target."""
+    """Lower single blocks of slots until everything allocated, alignment included, is within the target.
+
+    Blocks of several slots leave a part of the target unused; narrow tiers then pass on to their wider neighbours what
+    fits.
+    """
     while plan.bits_per_value > target:
-        capacities = list(plan.capacities)
-        donor = max(k for k in range(1, plan.n_tiers) if capacities[k] > 0)
-        capacities[donor] -= plan.slot_block
-        capacities[donor - 1] += plan.slot_block
-        plan = replace(plan, capacities=tuple(capacities))
+        plan = _moved(plan, max(k for k in range(1, plan.n_tiers) if plan.capacities[k] > 0), -1)
+    if plan.slot_block > 1:
+        for donor in range(plan.n_tiers - len(WIDE_TIERS) - 1):
+            while plan.capacities[donor] and (wider := _moved(plan, donor, 1)).bits_per_value <= target:
+                plan = wider
     return plan
+
+
+def _moved(plan: CachePlan, tier: int, by: int) -> CachePlan:
+    """The plan with one block of slots moved from `tier` to its neighbour."""
+    capacities = list(plan.capacities)
+    capacities[tier] -= plan.slot_block
+    capacities[tier + by] += plan.slot_block
+    return replace(plan, capacities=tuple(capacities))
 
 
 def _with_all_in(plan: CachePlan, tier: int) -> CachePlan:
@@ -259,7 +276,7 @@ def _with_all_in(plan: CachePlan, tier: int) -> CachePlan:
 
 
 def _tables_plan(
-    config: LlamaConfig, tables: CalibrationTables, options: CacheOptions, sensitivity: np.ndarray, target: float
+    config: LlamaConfig, tables: CalibrationTables, options: CacheOptions, sensitivity: np.ndarray, target: float | None
 ) -> CachePlan:
     """One tier for every token, of the widest unit table within the target."""
 
@@ -267,7 +284,7 @@ def _tables_plan(
         return one_tier_plan(config, tables, options, sensitivity, mean_bits)
 
     low, high = float(BAND_BITS[0]), float(BAND_BITS[-1])
-    _check_budget(target, plan(low).bits_per_value, plan(high).bits_per_value, options)
+    target = _budget(target, plan(low).bits_per_value, plan(high).bits_per_value, options)
     for _ in range(16):
         middle = (low + high) / 2
         if plan(middle).bits_per_value > target:

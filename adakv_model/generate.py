@@ -69,10 +69,11 @@ def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
 
 def prefill(model: HostModel, prompt: list[int], advance: Callable[[int], None] = lambda n: None) -> Tensor:
     """Feed the prompt in the artifact's chunks; logits [V] after its last token."""
-    for start in range(0, len(prompt), model.plan.chunk):
-        chunk = prompt[start : start + model.plan.chunk]
-        logits = model.step(chunk)
-        advance(len(chunk))
+    start = 0
+    for count in model.plan.chunks(model.position, len(prompt)):
+        logits = model.step(prompt[start : start + count])
+        start += count
+        advance(count)
     return logits[-1]
 
 

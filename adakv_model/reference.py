@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.plan import (
+    ATTENTION_SUMS,
     ATTENTION_UNIT,
     IN_SINK,
     IN_WINDOW,
@@ -80,7 +81,7 @@ def depart(
     p, count, ring = int(input_pos), tokens.shape[-1], observed.shape[0]
     check_step(p, count, int(progress[0]), history.shape[0], window, departure)
     first, end = left(p - 1, window, departure), left(p + count - 1, window, departure)
-    held = torch.arange(first, min(end, p)) % ring
+    held = _positions(first, min(end, p)) % ring
     raw, sums = observed[held], attention[held]  # before new tokens take these rows
     history[p : p + count] = tokens[0].to(torch.int32)
     slots = torch.arange(p, p + count) % ring
@@ -88,11 +89,16 @@ def depart(
     observed[slots, LOG_FREQUENCY] = token_log_frequency[tokens[0]]
     for i in range(count):
         observed[slots[i], REPEATS] = float((history[: p + i] == history[p + i]).sum())
-    fresh = torch.arange(max(first, p), end) % ring
+    fresh = _positions(max(first, p), end) % ring
     features = _features(torch.cat((raw, observed[fresh])), torch.cat((sums, attention[fresh])), n_attentions, lag)
     out = torch.zeros(count + departure - 1, len(FEATURES))
     out[: end - first] = features
     return out
+
+
+def _positions(first: int, end: int) -> Tensor:
+    """int64, first .. end - 1, none if end is not past first."""
+    return torch.arange(first, max(first, end))
 
 
 def _features(raw: Tensor, sums: Tensor, n_attentions: int, lag: int) -> Tensor:

@@ -1,7 +1,9 @@
 """The C++ kernels against the torch reference: equal bytes, tiers and slots; attention to 1e-5."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adakv_model import native, reference
-from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan
+from adakv_model.plan import ATTENTION_SUMS, OBSERVATIONS, CachePlan, left
 from adakv_model.quantizer import (
     BAND_BITS,
     GAINS,
@@ -214,14 +216,17 @@ class OneLayer:
         ops.observe(self.logits[:, chunk], tokens, at, self.observed, self.last_logits)
         return out
 
-    def run(self, chunks: list[int]) -> Tensor:
+    def run(self, chunks: list[int], *, aligned: bool = True) -> Tensor:
+        """The whole context in chunks of these sizes, repeated; cut at multiples of `departure` if aligned."""
         outputs: list[Tensor] = []
-        p = 0
-        while p < self.plan.context:
-            count = min(chunks[len(outputs) % len(chunks)], self.plan.context - p)
-            outputs.append(self.step(p, count))
-            p += count
-        return torch.cat(outputs, dim=1)
+        p, context = 0, self.plan.context
+        for size in itertools.cycle(chunks):
+            for count in self.plan.chunks(p, min(size, context - p)) if aligned else [min(size, context - p)]:
+                outputs.append(self.step(p, count))
+                p += count
+            if p == context:
+                return torch.cat(outputs, dim=1)
+        raise AssertionError
 
 
 def assert_same_state(a: OneLayer, b: OneLayer) -> None:
@@ -247,6 +252,78 @@ def test_operators_match_the_reference(seed: int, window: int, extra: list[int],
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.attention.double(), theirs.attention.double(), atol=500.0, rtol=1e-5)
+
+
+def split_slots(context: int, window: int, departure: int, n_tiers: int, seed: int) -> tuple[int, ...]:
+    """Random capacities that just hold the context."""
+    unit = 16 if departure > 1 else 1
+    units = -(-(left(context - 1, window, departure) - 1) // unit)
+    shares = np.random.default_rng(seed).multinomial(units, np.full(n_tiers, 1 / n_tiers))
+    return tuple(unit * int(n) for n in shares)
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    window=st.integers(1, 40),
+    departure=st.integers(1, 40),
+    extra=st.integers(0, 60),
+    n_tiers=st.integers(1, 5),
+    aligned=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_bookkeeping_matches_the_reference(
+    seed: int, window: int, departure: int, extra: int, n_tiers: int, aligned: bool, data: st.DataObject
+) -> None:
+    chunk = data.draw(st.integers(1, departure if departure > 1 else window))
+    sizes = data.draw(st.lists(st.integers(1, chunk), min_size=1, max_size=4))
+    context = 1 + window + departure + extra
+    capacities = split_slots(context, window, departure, n_tiers, seed)
+    plan = make_plan(context, window, chunk, capacities, seed, 16, departure)
+    mixed = SimpleNamespace(depart=native.depart, assign=native.assign, attend=reference.attend, observe=native.observe)
+    theirs, ours = OneLayer(plan, reference, seed), OneLayer(plan, mixed, seed)
+    expected, got = theirs.run(sizes, aligned=aligned), ours.run(sizes, aligned=aligned)
+    assert_same_state(theirs, ours)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours.attention, theirs.attention)
+
+
+@pytest.mark.parametrize(("window", "departure"), [(16, 32), (5, 8), (40, 32), (16, 7)])
+@pytest.mark.parametrize("sizes", [[32], [3, 16, 1], [5, 11]])
+def test_any_aligned_chunking_of_the_reference_equals_token_by_token(
+    window: int, departure: int, sizes: list[int]
+) -> None:
+    plan = make_plan(130, window, departure, split_slots(130, window, departure, 4, 3), 3, departure=departure)
+    single, chunked = OneLayer(plan, reference, 5), OneLayer(plan, reference, 5)
+    expected, got = single.run([1]), chunked.run(sizes)
+    assert_same_state(single, chunked)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
+def test_blocks_leave_at_multiples_of_the_departure(kernels) -> None:
+    window, departure = 3, 4
+    plan = make_plan(20, window, departure, (16,), 1, departure=departure)
+    layer = OneLayer(plan, kernels, 1)
+    marks = []
+    for p, count in ((0, 2), (2, 2), (4, 1), (5, 4), (9, 3), (12, 1)):
+        tokens, at = layer.tokens[:, p : p + count].contiguous(), torch.tensor([p])
+        features = kernels.depart(
+            tokens, at, layer.log_frequency, layer.progress, layer.history, layer.observed, layer.attention, 6,
+            plan.lag, window, departure,
+        )  # fmt: skip
+        assigned = kernels.assign(
+            features[:, :1].contiguous(), at, layer.capacities, layer.progress, layer.tiers, window, departure
+        )
+        assert features.shape == (count + 3, len(reference.FEATURES))
+        marks.append(assigned.tolist())
+    assert marks[0] == [[-1, -1, 0]] * 5
+    assert marks[1] == [[-1, -1, 0]] * 5
+    assert marks[2] == [[0, 0, 1], *[[-1, -1, 1]] * 3]  # position 4: token 1
+    assert marks[3] == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5], *[[-1, -1, 5]] * 3]  # 8: tokens 2 to 5
+    assert marks[4] == [[-1, -1, 5]] * 6
+    assert marks[5] == [[0, 5, 6], [0, 6, 7], [0, 7, 8], [0, 8, 9]]  # 12: tokens 6 to 9
 
 
 @pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])

@@ -25,7 +25,7 @@ from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
 from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
-from adakv_model.plan import ALIGNMENT, LAYOUT_COLUMNS, CachePlan
+from adakv_model.plan import ALIGNMENT, LAYOUT_COLUMNS, CachePlan, largest_chunk, left, round_up
 from adakv_model.quantizer import (
     BAND_BITS,
     GAUSSIAN_MSE,
@@ -57,15 +57,22 @@ def state_bytes(cache: MixedPrecisionCache) -> int:
 @st.composite
 def small_plans(draw: st.DrawFn) -> CachePlan:
     """Any shape the storage format allows, with arbitrary unit tables."""
-    window, capacities = draw(st.integers(1, 40)), draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+    window, departure = draw(st.integers(1, 40)), draw(st.sampled_from([1, 2, 8, 32]))
+    context, block = 1 + window + draw(st.integers(0, 150)), 16 if departure > 1 else 1
+    weights = draw(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+    units = round_up(left(context - 1, window, departure) - 1, block) // block
+    shares = np.cumsum([0, *weights]) * units // max(sum(weights), 1)
+    capacities = [block * int(n) for n in np.diff(shares)]
+    capacities[0] += block * units - sum(capacities)
     layers, heads, tiers = draw(st.integers(1, 3)), draw(st.integers(1, 3)), len(capacities)
     head_dim = draw(st.sampled_from([16, 32, 64, 128, 256]))
     random = np.random.default_rng(draw(st.integers(0, 2**20)))
     return CachePlan(
-        context=1 + window + sum(capacities),
+        context=context,
         window=window,
         window_bits=draw(st.sampled_from([8, 16])),
-        chunk=draw(st.integers(1, window)),
+        chunk=draw(st.integers(1, largest_chunk(window, departure))),
+        departure=departure,
         n_heads=heads * draw(st.integers(1, 3)),
         n_kv_heads=heads,
         n_layers=layers,
@@ -91,7 +98,7 @@ def test_segments_are_aligned_disjoint_and_fill_the_buffer(plan: CachePlan) -> N
         blocks = []
         for unit, segments in enumerate(plan.segments(layer)):
             for number, s in enumerate(segments):
-                expected = [(16, 1), (plan.window_bits, plan.window)]
+                expected = [(16, 1), (plan.window_bits, plan.ring)]
                 tiers = plan.unit_bits[layer, unit // 2, unit % 2]
                 expected += [(int(b), c) for b, c in zip(tiers, plan.capacities, strict=True)]
                 assert (s.bits, s.rows) == expected[number]
@@ -115,6 +122,26 @@ def test_layout_table_is_the_segments(plan: CachePlan) -> None:
         for unit, segments in enumerate(plan.segments(layer)):
             for number, s in enumerate(segments):
                 assert table[unit, number].tolist() == [getattr(s, column) for column in LAYOUT_COLUMNS]
+
+
+@given(small_plans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_blocks_leave_as_the_definition_says_and_the_ring_holds_the_rest(plan: CachePlan, data: st.DataObject) -> None:
+    gone = {0}
+    for position in range(plan.context):
+        if position % plan.departure == 0:
+            gone |= set(range(1, position - plan.window + 1))
+        assert plan.left(position) == len(gone)
+        assert position - plan.left(position) < plan.ring
+    assert plan.stored_in_tiers == len(gone) - 1
+    start = data.draw(st.integers(0, plan.context))
+    sizes = list(plan.chunks(start, plan.context - start))
+    assert sum(sizes) == plan.context - start
+    for size, end in zip(sizes, start + np.cumsum(sizes), strict=True):
+        assert 1 <= size <= plan.chunk
+        if plan.departure > 1:
+            assert (end - size) // plan.departure == (end - 1) // plan.departure
+            assert size == plan.chunk or end % plan.departure == 0 or end == plan.context
 
 
 def same_plan(a: CachePlan, b: CachePlan) -> bool:
@@ -159,7 +186,8 @@ def test_bytes_allocated_are_the_buffers_of_a_static_cache(policy: str) -> None:
 budgets = st.builds(
     CacheOptions,
     context=st.integers(64, 8192),
-    window=st.integers(1, 62),
+    window=st.integers(1, 46),
+    departure=st.sampled_from([None, 1, 8]),
     kv_bits=st.floats(2.3, 16.0),
     window_bits=st.sampled_from([None, 8, 16]),
 )
@@ -184,7 +212,8 @@ def test_a_plan_holds_the_context_within_the_budget_and_its_thresholds_rise(opti
     plan, budget = planned.plan, options.kv_bits
     assert budget is not None
     assert min(plan.capacities) >= 0
-    assert sum(plan.capacities) == options.context - 1 - options.window
+    assert 0 <= sum(plan.capacities) - plan.stored_in_tiers < plan.slot_block
+    assert all(capacity % plan.slot_block == 0 for capacity in plan.capacities)
     assert plan.bits_per_value <= budget
     assert len(planned.thresholds) == plan.n_tiers - 1
     assert list(planned.thresholds) == sorted(planned.thresholds)
@@ -194,7 +223,7 @@ def test_a_plan_holds_the_context_within_the_budget_and_its_thresholds_rise(opti
 
 
 def test_the_range_that_an_impossible_budget_names_is_possible() -> None:
-    for context, window in [(64, 1), (64, 60), (300, 8), (512, 32), (2048, 32), (4096, 16), (8192, 62)]:
+    for context, window in [(64, 1), (64, 47), (300, 8), (512, 32), (2048, 32), (4096, 16), (8192, 62)]:
         with pytest.raises(UserError, match="--kv-bits 1 is impossible at context") as caught:
             plan_cache(CONFIG, TABLES, CacheOptions(context, window, kv_bits=1.0))
         found = re.search(r"choose between ([\d.]+) and ([\d.]+)", str(caught.value))
@@ -220,7 +249,7 @@ def test_a_static_plan_has_one_tier_of_one_width(policy: str) -> None:
     assert planned.thresholds == ()
     assert planned.plan.tier_bits == (bits,)
     assert set(planned.plan.unit_bits.flat) == {bits}
-    assert planned.plan.capacities == (512 - 1 - 32,)
+    assert planned.plan.capacities == (480 - 32,)
     assert planned.plan.window_bits == (16 if bits == 16 else 8)
     assert not planned.plan.adaptive
 
@@ -232,14 +261,15 @@ REFUSED = [
     (CacheOptions(window=0), "--window 0 must be at least 1"),
     (CacheOptions(window=-5), "--window -5 must be at least 1"),
     (CacheOptions(window_bits=4), "--window-bits 4 must be 8 or 16"),
-    (CacheOptions(context=33, window=32), "--context 33 must be at least --window [+] 2 = 34"),
+    (CacheOptions(context=33, window=32), "--context 33 must be at least 41 with --window 32 and --prefill-chunk 8"),
     (CacheOptions(context=8193), "more than the 8192 positions the model was trained for: choose a smaller one"),
-    (CacheOptions(window=16, chunk=17), r"--prefill-chunk 17 must lie between 1 and --window \(16\)"),
-    (CacheOptions(chunk=0), "--prefill-chunk 0 must lie between 1 and --window"),
+    (CacheOptions(window=16, chunk=17, departure=1), r"--prefill-chunk 17 must lie between 1 and --window \(16\)"),
+    (CacheOptions(chunk=17, departure=16), "--prefill-chunk 17 must lie between 1 and 16, as tokens leave"),
+    (CacheOptions(chunk=0), "--prefill-chunk 0 must be at least 1"),
     (CacheOptions(kv_bits=2.0), "--kv-bits 2 is impossible .*: choose between [0-9.]+ and [0-9.]+"),
     (CacheOptions(kv_bits=17.0), "--kv-bits 17 is impossible .*: choose between"),
     (CacheOptions(kv_bits=float("nan")), "--kv-bits nan is impossible .*: choose between"),
-    (CacheOptions(context=64, window=60, kv_bits=3.5), "with a window of 60: choose between"),
+    (CacheOptions(context=64, window=47, kv_bits=3.5), "with a window of 47: choose between"),
 ]
 
 
@@ -277,17 +307,17 @@ def hand_plan() -> CachePlan:
 
 def test_accounting_of_a_small_plan_by_hand() -> None:
     plan = hand_plan()
-    # K: sink 128 + 2, window 8 * 64 + 16, tiers 6 * 16 + 6 and 5 * 32 + 5; V's second tier 5 * 64 + 10; every block
-    # padded to 16.
-    k = (128 + 16) + (512 + 16) + (96 + 16) + (160 + 16)
-    v = (128 + 16) + (512 + 16) + (96 + 16) + (320 + 16)
+    # K: sink 128 + 2, window 16 * 64 + 32 (its ring), tiers 6 * 16 + 6 and 5 * 32 + 5; V's second tier 5 * 64 + 10;
+    # every block padded to 16.
+    k = (128 + 16) + (1024 + 32) + (96 + 16) + (160 + 16)
+    v = (128 + 16) + (1024 + 32) + (96 + 16) + (320 + 16)
     assert plan.layer_bytes(0) == k + v
-    assert plan.pool_bytes == {"sink": 260, "window": 1056, "tier_2": 204, "tier_4": 495}
-    bookkeeping = {"progress": 12, "tiers": 20, "history": 80, "observed": 160, "attention": 192, "last_logits": 40}
+    assert plan.pool_bytes == {"sink": 260, "window": 2112, "tier_2": 204, "tier_4": 495}
+    bookkeeping = {"progress": 12, "tiers": 20, "history": 80, "observed": 320, "attention": 384, "last_logits": 40}
     assert plan.bookkeeping_bytes == bookkeeping
-    assert plan.bytes_allocated == k + v + 504
+    assert plan.bytes_allocated == k + v + 856
     assert plan.fp16_bytes == 20 * 2 * 64 * 2
-    assert plan.bits_per_value == 8 * (k + v + 504) / (20 * 128)
+    assert plan.bits_per_value == 8 * (k + v + 856) / (20 * 128)
     assert plan.lag == 4
 
 

@@ -124,7 +124,8 @@ def main(
     prefill_chunk: Annotated[
         int | None,
         typer.Option(
-            help="Largest number of tokens per step, at most --window. [default: half of it if adaptive]",
+            help="Largest number of tokens per step. Android: tokens also leave the window in blocks of it; iOS: at"
+            " most --window. [default: 32, less in a short context; iOS: the window, half of it if adaptive]",
             show_default=False,
         ),
     ] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adakv_model.artifact import CALIBRATION
@@ -90,7 +90,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
             tables = choose_tables(checkpoint, options.tables)
-            planned = coarse_plan(plan_cache(checkpoint.config, tables, options.cache), tables)
+            planned = coarse_plan(plan_cache(checkpoint.config, tables, replace(options.cache, departure=1)), tables)
             check_plan(planned.plan, storage)
             program = build_program(checkpoint, tables, planned, storage)
             checkpoint.weights.clear()

@@ -47,6 +47,7 @@ def constant_methods(config: LlamaConfig, plan: CachePlan) -> dict[str, object]:
     return {
         "get_max_seq_len": plan.chunk,
         "get_max_context_len": plan.context,
+        "get_departure": plan.departure,  # ours: chunks that end at its multiples give the same cache in any cut
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": False,
         "enable_dynamic_shape": True,

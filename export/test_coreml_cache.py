@@ -48,7 +48,7 @@ def tables() -> CalibrationTables:
 def build(
     tables: CalibrationTables, options: CacheOptions, storage: Storage = FP16
 ) -> tuple[CoreMLProgram, Llama, PlannedCache]:
-    planned = coarse_plan(plan_cache(CONFIG, tables, options), tables)
+    planned = coarse_plan(plan_cache(CONFIG, tables, replace(options, departure=1)), tables)
     weights = draw_weights(CONFIG, 0)
 
     def controller() -> Controller | None:

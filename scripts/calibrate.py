@@ -19,7 +19,7 @@ import torch
 import typer
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig
@@ -51,7 +51,7 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = DEFAULT_WINDOW,
-    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_WINDOW // 2,
+    chunk: Annotated[int, typer.Option(help="Tokens that leave the window at a time.", min=1)] = DEFAULT_CHUNK,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
@@ -99,8 +99,8 @@ def main(
 
 
 def checked_settings(context: int, window: int, chunk: int, seed: int) -> Settings:
-    if not chunk <= window < context - 1:
-        raise UserError(f"need chunk <= window < context - 1, not {chunk}, {window}, {context}")
+    if not window + chunk < context:
+        raise UserError(f"need window + chunk < context, not {window}, {chunk}, {context}")
     return Settings(context, window, chunk, seed)
 
 

@@ -31,18 +31,20 @@ def run(folder: Path, tables: Path, **changes: Any) -> CalibrationTables:
 def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors() -> None:
     """The construction of docs/training.md: near pairs read k_near, v_near, far pairs k_far, v_far."""
     torch.manual_seed(0)
-    count, window = 150, 10  # more than two blocks of queries
+    count, window, departure = 150, 10, 16  # more than two blocks of queries
     q, k, v = torch.randn(2, 3, count, 16), torch.randn(2, count, 16), torch.randn(2, count, 16)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     trace = LayerTrace.zeros(count, torch.zeros(2, 2, count))
-    out = _Attention.apply(*leaves, trace, _Geometry(torch.zeros(2, 16), window, 5, *rope_tables(CONFIG, count)))
+    out = _Attention.apply(
+        *leaves, trace, _Geometry(torch.zeros(2, 16), window, departure, 5, *rope_tables(CONFIG, count))
+    )
     direction = torch.randn_like(out)
     dq, dk, dv = torch.autograd.grad(out, leaves, direction)
 
     age = torch.arange(count).unsqueeze(1) - torch.arange(count)
     q2, *rows = (x.clone().requires_grad_() for x in (q, k, k, v, v))
     k_near, k_far, v_near, v_far = rows
-    far = age >= window
+    far = torch.arange(count) <= torch.arange(count).unsqueeze(1) // departure * departure - window
     far_scores, near_scores = (torch.einsum("hgtd,hnd->hgtn", q2, x) for x in (k_far, k_near))
     scores = torch.where(far, far_scores, near_scores)
     p = scores.masked_fill(age < 0, -torch.inf).softmax(-1)
@@ -182,8 +184,8 @@ def test_windows_are_spread_and_do_not_overlap() -> None:
         ({"text": "missing.txt"}, "cannot read missing.txt"),
         ({"tokens": 100000}, "the text has 640 tokens, fewer than the 99,968 asked for"),
         ({"tokens": 10}, "less than one window"),
-        ({"chunk": 9}, "need chunk <= window"),
-        ({"window": 63}, "need chunk <= window"),
+        ({"chunk": 56}, "need window + chunk < context"),
+        ({"window": 60}, "need window + chunk < context"),
         ({"out": "tables.bin"}, "must end in .safetensors"),
         ({"out": "no/such/folder/t.safetensors"}, "does not exist"),
         ({"checkpoint": "no/such/checkpoint"}, "does not exist"),

@@ -38,13 +38,14 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     units = (CONFIG.n_layers, CONFIG.n_kv_heads, 2)
     scorer = ImportanceScorer()
     tables = dataclasses.replace(neutral_tables(CONFIG), scorer=scorer, token_log_frequency=frequency)
-    tiers = (count - 1 - window, 0)
+    tiers = (48, 0)  # 36 leave
     shape = {name: getattr(CONFIG, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     plan = CachePlan(
         context=count,
         window=window,
         window_bits=16,
         chunk=chunk,
+        departure=chunk,
         tier_bits=(16, 16),
         capacities=tiers,
         unit_bits=np.full((*units, 2), 16),
@@ -59,9 +60,11 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     with torch.no_grad():
         for p, n in zip(starts, chunks, strict=False):
             model(tokens[:, p : p + n], torch.tensor([p]))
-    at_departure = torch.cat(seen)[window + 1 :]  # row i: the token that leaves as query i arrives
+    ends = itertools.pairwise(itertools.accumulate(chunks, initial=0))
+    counts = [plan.left(q - 1) - plan.left(p - 1) for p, q in ends]
+    at_departure = torch.cat([rows[:n] for rows, n in zip(seen, counts, strict=True)])
 
-    tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag)
+    tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag, chunk)
     traced = build_model(CONFIG, tiny_weights(), tracing)
     features = collect.trace_window(traced, tracing, tokens[0], frequency, []).features
     expected = features[collect.Settings(count, window, chunk).departing]
@@ -131,7 +134,7 @@ def test_spearman_averages_ties() -> None:
 
 
 def train_arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
-    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "6,9,12", **changes})
+    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "9,10,12", **changes})
     options[options.index("--out")] = "--tables"
     return options
 

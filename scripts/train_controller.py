@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
@@ -80,7 +80,7 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = DEFAULT_WINDOW,
-    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_WINDOW // 2,
+    chunk: Annotated[int, typer.Option(help="Tokens that leave the window at a time.", min=1)] = DEFAULT_CHUNK,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
     on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit.", min=0)] = 0,

@@ -164,11 +164,13 @@ void check_prompt(const Options& o, const Model& model) {
 }
 
 const float* prefill(const Options& o, Model& model) {
-  const size_t chunk = size_t(o.chunk > 0 ? o.chunk : model.chunk());
+  const int64_t most = o.chunk > 0 ? o.chunk : model.chunk(), count = int64_t(o.prompt.size());
   const float* logits = nullptr;
-  for (size_t at = 0; at < o.prompt.size(); at += chunk) {
-    const auto begin = o.prompt.begin() + int64_t(at);
-    logits = model.step({begin, begin + int64_t(std::min(chunk, o.prompt.size() - at))});
+  for (int64_t at = 0; at < count;) {
+    const auto begin = o.prompt.begin() + at;
+    const int64_t size = model.next_chunk(count - at, most);
+    logits = model.step({begin, begin + size});
+    at += size;
   }
   return logits;
 }

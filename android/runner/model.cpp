@@ -3,6 +3,7 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/platform/platform.h>
+#include <algorithm>
 
 #include <fstream>
 #include <stdexcept>
@@ -67,6 +68,7 @@ Model::Model(const std::string& path) {
   if (error != Error::Ok) fail("cannot load " + path, error);
   chunk_ = constant("get_max_seq_len");
   context_ = constant("get_max_context_len");
+  departure_ = constant("get_departure");
   vocabulary_ = constant("get_vocab_size");
   layers_ = constant("get_n_layers");
   const auto ids = program_->execute("get_eos_ids");
@@ -81,6 +83,12 @@ int64_t Model::constant(const std::string& name) {
   if (!value.ok() || !value->isInt())
     fail("the program has no " + name + ": it is not one of export.py's", value.error());
   return value->toInt();
+}
+
+int64_t Model::next_chunk(int64_t count, int64_t most) const {
+  int64_t size = std::min({count, most, chunk_});
+  if (departure_ > 1) size = std::min(size, departure_ - position_ % departure_);
+  return size;
 }
 
 const float* Model::step(const std::vector<int64_t>& tokens) {

@@ -21,6 +21,10 @@ class Model {
   // Append 1 to chunk() tokens; logits [vocabulary] after the last one, valid until the next step.
   const float* step(const std::vector<int64_t>& tokens);
 
+  // Tokens to step by if `count` are left, at most `most`: no chunk crosses a multiple of the position at which tokens
+  // leave the window, so that the cache does not depend on how a text was cut.
+  int64_t next_chunk(int64_t count, int64_t most) const;
+
   TierCounts counts();
 
   int64_t chunk() const { return chunk_; }
@@ -36,7 +40,7 @@ class Model {
   int64_t attribute_bytes(const std::string& name);
 
   std::unique_ptr<Program> program_;
-  int64_t chunk_ = 0, context_ = 0, vocabulary_ = 0, layers_ = 0, position_ = 0;
+  int64_t chunk_ = 0, context_ = 0, departure_ = 1, vocabulary_ = 0, layers_ = 0, position_ = 0;
   std::vector<int64_t> eos_ids_;
 };
 

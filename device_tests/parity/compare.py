@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +56,10 @@ class TieSync(nn.Module):
         logits = self.controller(features)
         progress, room = self.progress.tolist(), list(self.plan.capacities)
         position, fill = progress[0], progress[1:]
-        for i in range(logits.shape[0]):
-            leaving = position + i - self.plan.window
-            if leaving >= 1:
-                self._decide(logits[i], leaving, fill, room)
+        first = self.plan.left(position - 1)
+        end = self.plan.left(position + logits.shape[0] - self.plan.departure)
+        for token in range(first, end):
+            self._decide(logits[token - first], token, fill, room)
         return logits
 
     def _decide(self, logits: Tensor, token: int, fill: list[int], room: list[int]) -> None:
@@ -81,9 +82,15 @@ class TieSync(nn.Module):
 
 @torch.no_grad()
 def run_eager(model: Llama, tokens: list[int], chunk: int) -> Tensor:
-    """Logits [len(tokens), V] of an eager model, fed in chunks from position 0."""
-    steps = range(0, len(tokens), chunk)
-    return torch.cat([model(torch.tensor([tokens[i : i + chunk]]), torch.tensor([i]))[0] for i in steps])
+    """Logits [len(tokens), V] of an eager model, fed from position 0 in chunks of at most `chunk`."""
+    sizes: Iterable[int] = (min(chunk, len(tokens) - i) for i in range(0, len(tokens), chunk))
+    if isinstance(model.cache, MixedPrecisionCache):
+        sizes = model.cache.plan.chunks(0, len(tokens), chunk)
+    rows, at = [], 0
+    for count in sizes:
+        rows.append(model(torch.tensor([tokens[at : at + count]]), torch.tensor([at]))[0])
+        at += count
+    return torch.cat(rows)
 
 
 def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSync | None:

@@ -54,7 +54,7 @@ def test_tiers_slots_and_logits_equal_the_eager_reference(
     assert agreement.top1 > MIN_TOP1[recipe(artifact)]
     if sync is not None:
         assert sync.failures == []
-        assert sync.decisions == len(tokens) - 1 - artifact.plan.window
+        assert sync.decisions == artifact.plan.left(len(tokens) - 1) - 1
         assert len(sync.ties) <= MAX_TIES[recipe(artifact)] * sync.decisions
         if len(tokens) == artifact.plan.context:
             assert sync.spills > 0, "a full context must make some tier spill"
@@ -69,8 +69,9 @@ def test_the_graph_decides_as_the_reference_does_on_its_own_features(
     twin = quantized_twin(artifact, checkpoint).cache
     assert isinstance(twin, MixedPrecisionCache)
     model.reset()
-    for start in range(0, len(tokens), artifact.plan.chunk):
-        chunk = tokens[start : start + artifact.plan.chunk]
+    for count in artifact.plan.chunks(0, len(tokens)):
+        start = model.position
+        chunk = tokens[start : start + count]
         if start:
             for name in ("progress", "tiers", "history", "observed", "attention"):
                 getattr(twin, name).copy_(model.state(name))

@@ -92,14 +92,16 @@ class ArtifactScorer:
         model = self._model
         model.reset()
         log_probs, greedy = torch.zeros(len(tokens)), torch.zeros(len(tokens), dtype=torch.bool)
-        for start in range(0, len(tokens), self.plan.chunk):
-            logits = model.step(tokens[start : start + self.plan.chunk])
+        start = 0
+        for count in self.plan.chunks(0, len(tokens)):
+            logits = model.step(tokens[start : start + count])
             targets = torch.tensor(tokens[start + 1 : start + len(logits) + 1])
             predicted = slice(start + 1, start + 1 + len(targets))
             logits = logits[: len(targets)]
             chosen = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
             log_probs[predicted] = chosen - torch.logsumexp(logits, dim=1)
             greedy[predicted] = logits.argmax(1) == targets
+            start += count
         counts = model.tier_counts()
         return log_probs, greedy, self.plan.stored_bits(counts, len(tokens)), counts
 

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
+from adakv_model.plan import left
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
@@ -32,21 +33,26 @@ MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows are traced: positions >= 1 leave after `window` queries; features are known after `lag`."""
+    """How windows are traced: positions >= 1 leave the window in blocks of a chunk, see ``plan.left``."""
 
     context: int = 2048
     window: int = DEFAULT_WINDOW
-    chunk: int = DEFAULT_WINDOW // 2
+    chunk: int = DEFAULT_CHUNK
     seed: int = 0
 
     @property
     def lag(self) -> int:
-        return self.window - self.chunk
+        """Queries after a token whose attention to it is a feature."""
+        return self.window - 1
+
+    @property
+    def departure(self) -> int:
+        return self.chunk
 
     @property
     def departing(self) -> slice:
-        """Positions that leave the window before the text ends (all but the sink and the last `window`)."""
-        return slice(1, self.context - self.window)
+        """Positions that leave the window before the text ends (all but the sink and the newest)."""
+        return slice(1, left(self.context - 1, self.window, self.departure))
 
 
 @dataclass
@@ -97,11 +103,11 @@ def collect(
     twice: whether window i gets a second, independent set of sampled targets.
     """
     config = checkpoint.config
-    cache = TracingCache(config, windows.shape[1], k_mean, v_mean, settings.window, settings.lag)
+    cache = TracingCache(config, windows.shape[1], k_mean, v_mean, settings.window, settings.lag, settings.departure)
     model = build_model(config, checkpoint.weights, cache, prescale_norm=False)
     inputs = digest_of(windows, k_mean, v_mean, log_frequency)
     folder = work_folder(
-        work, stage="damage, rows before RoPE", source=checkpoint.source, inputs=inputs, settings=settings
+        work, stage="damage after leaving in blocks", source=checkpoint.source, inputs=inputs, settings=settings
     )
     records = []
     for i in track("gradients", range(len(windows))):
