@@ -55,6 +55,7 @@ class MixedPrecisionCache(nn.Module):
         if plan.adaptive:
             state["history"] = torch.zeros(plan.context, dtype=torch.int32)
             state["observed"] = torch.zeros(plan.ring, len(OBSERVATIONS))
+        if plan.observes:
             state["last_logits"] = torch.zeros(plan.vocab_size)
         for layer in range(plan.n_layers):
             state[f"cache_{layer}"] = torch.zeros(plan.layer_bytes(layer), dtype=torch.uint8)
@@ -100,7 +101,7 @@ class MixedPrecisionCache(nn.Module):
         )
 
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:
-        if self.controller is not None:
+        if self.plan.observes:
             torch.ops.adakv.observe(logits, tokens, input_pos, self.observed, self.last_logits)
 
 

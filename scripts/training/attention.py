@@ -1,7 +1,7 @@
 """Causal attention that says which tokens matter once they have left the window.
 
-A key or value is read exactly (8 bits or more) by the `window` newest queries and in few bits by every
-later one. So the damage that quantization can do goes through the *far* pairs, query - token >= window, only.
+A key or value is read exactly (8 bits or more) while it is in the window and in few bits by every later query. So
+the damage that quantization can do goes through the *far* pairs only, whose token has left when the query comes.
 The backward pass here gives the ordinary gradients, so that they flow to earlier layers, and beside them the
 part that came through far pairs. Probabilities are recomputed block by block: memory grows with T, not T^2.
 """
@@ -46,6 +46,7 @@ class LayerTrace:
 class _Geometry:
     k_mean: Tensor  # [KV, D], before RoPE
     window: int
+    departure: int
     lag: int
     cos: Tensor  # [T, D / 2]
     sin: Tensor
@@ -58,14 +59,21 @@ class _Geometry:
 class TracingCache(FloatCache):
     """FloatCache for one window of text at a time (batch 1, input_pos 0) that records a LayerTrace per layer.
 
-    k_mean, v_mean: float32 [L, KV, D], of K before RoPE and of V.
+    k_mean, v_mean: float32 [L, KV, D], of K before RoPE and of V. departure: see ``plan.left``.
     """
 
     def __init__(
-        self, config: LlamaConfig, context: int, k_mean: Tensor, v_mean: Tensor, window: int, lag: int
+        self,
+        config: LlamaConfig,
+        context: int,
+        k_mean: Tensor,
+        v_mean: Tensor,
+        window: int,
+        lag: int,
+        departure: int = 1,
     ) -> None:
         super().__init__(config, context)
-        self.k_mean, self.v_mean, self.window, self.lag = k_mean, v_mean, window, lag
+        self.k_mean, self.v_mean, self.window, self.lag, self.departure = k_mean, v_mean, window, lag, departure
         self.traces: list[LayerTrace] = []
 
     def begin(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
@@ -85,7 +93,7 @@ class TracingCache(FloatCache):
         squares = [(x.detach() - m.unsqueeze(1)).square().mean(-1) for x, m in rows]
         trace = LayerTrace.zeros(count, torch.stack(squares))
         self.traces.append(trace)
-        geometry = _Geometry(means[0], self.window, self.lag, self.cos[plan], self.sin[plan])
+        geometry = _Geometry(means[0], self.window, self.departure, self.lag, self.cos[plan], self.sin[plan])
         out = _Attention.apply(q, k, v, trace, geometry)
         return out.reshape(c.n_heads, count, c.head_dim).transpose(0, 1).reshape(1, count, -1)
 
@@ -116,7 +124,7 @@ class _Attention(torch.autograd.Function):
             dp = _times(g, v[:, :b].transpose(1, 2))
             ds = p * (dp - (g * out[:, :, a:b]).sum(-1, keepdim=True))
             dq[:, :, a:b] = _times(ds, k[:, :b])
-            low, mask = _near(a, b, geometry.window)
+            low, mask = _near(a, b, geometry.window, geometry.departure)
             for i, (weights, other) in enumerate(((ds, q[:, :, a:b]), (p, g))):
                 near[i, :, low:b] += _outer(weights[..., low:] * mask, other)
                 weights[..., low:].masked_fill_(mask, 0.0)
@@ -159,12 +167,15 @@ def _probabilities(scores: Tensor, a: int) -> Tensor:
     return scores.softmax(-1)
 
 
-def _near(a: int, b: int, window: int) -> tuple[int, Tensor]:
-    """First position that any of the queries a .. b - 1 has in its window, and which it has: bool [B, b -
-    low]."""
-    low = max(0, a - window + 1)
-    age = torch.arange(a, b).unsqueeze(1) - torch.arange(low, b)
-    return low, (age >= 0) & (age < window)
+def _near(a: int, b: int, window: int, departure: int = 1) -> tuple[int, Tensor]:
+    """First position that any of the queries a .. b - 1 has in its window, and which it has: bool [B, b - low].
+
+    The sink counts as in the window while the first `window` tokens do; nothing depends on it."""
+    query = torch.arange(a, b).unsqueeze(1)
+    oldest = query // departure * departure - window + 1  # plan.left
+    low = max(0, int(oldest[0]))
+    token = torch.arange(low, b)
+    return low, (token <= query) & (token >= oldest)
 
 
 def _record(trace: LayerTrace, p: Tensor, a: int, b: int, lag: int) -> None:

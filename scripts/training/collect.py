@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
+from adakv_model.plan import left
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
@@ -32,21 +33,23 @@ MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows are traced: positions >= 1 leave after `window` queries; features are known after `lag`."""
+    """How windows are traced: when tokens leave (``plan.left``), and from how many queries on features are known."""
 
     context: int = 2048
     window: int = DEFAULT_WINDOW
-    chunk: int = DEFAULT_WINDOW // 2
+    chunk: int = DEFAULT_CHUNK
+    departure: int = DEFAULT_CHUNK
     seed: int = 0
 
     @property
     def lag(self) -> int:
-        return self.window - self.chunk
+        """As ``CachePlan.lag``."""
+        return self.window - (self.chunk if self.departure == 1 else 1)
 
     @property
     def departing(self) -> slice:
-        """Positions that leave the window before the text ends (all but the sink and the last `window`)."""
-        return slice(1, self.context - self.window)
+        """Positions that leave the window before the text ends."""
+        return slice(1, left(self.context - 1, self.window, self.departure))
 
 
 @dataclass
@@ -97,7 +100,7 @@ def collect(
     twice: whether window i gets a second, independent set of sampled targets.
     """
     config = checkpoint.config
-    cache = TracingCache(config, windows.shape[1], k_mean, v_mean, settings.window, settings.lag)
+    cache = TracingCache(config, windows.shape[1], k_mean, v_mean, settings.window, settings.lag, settings.departure)
     model = build_model(config, checkpoint.weights, cache, prescale_norm=False)
     inputs = digest_of(windows, k_mean, v_mean, log_frequency)
     folder = work_folder(
