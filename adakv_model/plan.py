@@ -303,7 +303,7 @@ class CachePlan:
             "window_bits": self.window_bits,
             "prefill_chunk": self.chunk,
             "departure": self.departure,
-            "predictions": self.observes,
+            "predictions": self.predictions,
             "tiers": [
                 {"bits": b, "capacity": c, "mean_stored_bits": round(float(self.tier_costs[k]), 4)}
                 for k, (b, c) in enumerate(zip(self.tier_bits, self.capacities, strict=True))
