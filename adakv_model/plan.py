@@ -60,6 +60,18 @@ def largest_chunk(window: int, departure: int) -> int:
     return departure if departure > 1 else window
 
 
+def cut(position: int, count: int, size: int, departure: int) -> Iterator[int]:
+    """Sizes, at most `size`, of chunks that append `count` tokens at `position` and cross no multiple of `departure`
+    (1: wherever)."""
+    end = position + count
+    while position < end:
+        step = min(size, end - position)
+        if departure > 1:
+            step = min(step, departure - position % departure)
+        yield step
+        position += step
+
+
 @dataclass(frozen=True)
 class Segment:
     """One run of equal rows inside a layer's buffer. bits: the widths of a row, see ``quantizer.join_bands``."""
@@ -160,13 +172,7 @@ class CachePlan:
 
         None crosses a multiple of `departure`, so that the cache does not depend on how a text was cut.
         """
-        end = position + count
-        while position < end:
-            step = min(size or self.chunk, self.chunk, end - position)
-            if self.departure > 1:
-                step = min(step, self.departure - position % self.departure)
-            yield step
-            position += step
+        return cut(position, count, min(size or self.chunk, self.chunk), self.departure)
 
     @property
     def banded(self) -> bool:

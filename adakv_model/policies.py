@@ -72,6 +72,7 @@ class Policy:
     bits_per_value: float
     stored_bits: Callable[[list[int], int], float]
     plan: CachePlan | None = None
+    departure: int = 1
 
 
 def make_policy(
@@ -125,6 +126,7 @@ def _planned(name: str, plan: CachePlan, tables: CalibrationTables, decide: Deci
         bits_per_value=plan.bits_per_value,
         stored_bits=plan.stored_bits,
         plan=plan,
+        departure=plan.departure,
     )
 
 
@@ -196,7 +198,7 @@ def _recency(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOp
         chosen = replace(options, policy="static-2", kv_bits=None, window=window, chunk=None)
         return plan_cache(checkpoint.config, tables, chosen).plan
 
-    low, high = 1, options.context - 2
+    low, high = 1, options.context - options.block - 1
     if plan(low).bits_per_value > target:
         raise UserError(
             f"a budget of {target:g} bits is out of reach for recency: {plan(low).bits_per_value:.2f} or more"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adakv_model.checkpoint_weights import Checkpoint
 from adakv_model.model import build_model
+from adakv_model.plan import cut
 from adakv_model.policies import Policy
 from adakv_model.simulator import SimulatedCache
 from adakv_model.tables import CalibrationTables
@@ -47,18 +48,21 @@ class Simulator:
             token_log_frequency=tables.token_log_frequency,
             decide=policy.decide,
             keeps_sink=policy.keeps_sink,
+            departure=policy.departure,
         )
         self.model = build_model(checkpoint.config, checkpoint.weights, self.cache, prescale_norm=False)
 
     @torch.no_grad()
     def feed(self, tokens: Tensor, on_logits: OnLogits | None = None) -> None:
         """Append int64 [B, T] to what the cache holds."""
-        start = self.cache.length
-        for at in range(0, tokens.shape[1], self.policy.chunk):
-            chunk = tokens[:, at : at + self.policy.chunk]
-            logits = self.model(chunk, torch.tensor([start + at]))
+        start = position = self.cache.length
+        departure = 1 if self.policy.decide is None else self.policy.departure
+        for count in cut(start, tokens.shape[1], self.policy.chunk, departure):
+            chunk = tokens[:, position - start : position - start + count]
+            logits = self.model(chunk, torch.tensor([position]))
             if on_logits is not None:
-                on_logits(start + at, logits)
+                on_logits(position, logits)
+            position += count
 
     def score(self, tokens: Tensor, lengths: Tensor | None = None, on_logits: OnLogits | None = None) -> Scored:
         """One pass over int64 [B, T] from position 0; padded on the right where `lengths` [B] says so."""
@@ -99,7 +103,8 @@ class Simulator:
         cache, policy = self.cache, self.policy
         lengths = torch.full((cache.batch,), end) if lengths is None else lengths
         real = torch.arange(start, end) < lengths.unsqueeze(1)
-        left = torch.arange(cache.context) < (lengths - policy.window).unsqueeze(1)  # tokens that left the window
+        newest = (lengths - 1) // policy.departure * policy.departure - policy.window  # of the tokens that left
+        left = torch.arange(cache.context) <= newest.unsqueeze(1)
         left[:, : int(policy.keeps_sink)] = False
         marks = torch.nn.functional.one_hot(cache.tiers, len(policy.capacities))
         counts = (marks * left.unsqueeze(2)).sum(1)

@@ -1,7 +1,8 @@
 """The quantized cache in floating point: batched, exact in what it decides and reads, fast enough to evaluate.
 
 A :class:`SimulatedCache` holds every row as the packed cache would read it back, and follows the same order of
-events as ``reference.py``: sink, window, one decision a token from features that were known before its chunk, spill.
+events as ``reference.py``: sink, window, one decision a token from features that were known before the chunk in which
+its block leaves, spill.
 It differs from the packed cache by float rounding only (``test_simulator.py`` compares tiers and outputs). How rows
 lose precision is a :class:`RowFormat`, so that other quantizers run under the same attention (``baselines.py``).
 """
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
+from adakv_model.plan import left
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, apply_rope, spill_order
 
 #: features float32 [B, n, 8] and positions int64 [n] of leaving tokens -> tier each of them wants, int64 [B, n].
@@ -54,8 +56,9 @@ class RowFormat(Protocol):
 class SimulatedCache(nn.Module):
     """A ``KVCache`` over `rows`; batch of any size, all sequences at the same position.
 
-    window: newest tokens read through `rows.window` (0: rows are demoted at once). capacities: rows of each tier.
-    decide: None if there is one tier. A chunk may be longer than the window only without `decide`.
+    window: newest tokens read through `rows.window` (0: rows are demoted at once). departure: they leave it in blocks,
+    see ``plan.left``. capacities: rows of each tier. decide: None if there is one tier. With `decide`, chunks are at
+    most window - lag tokens, or cross no multiple of `departure` if that is more than 1.
     """
 
     cos: Tensor
@@ -73,10 +76,12 @@ class SimulatedCache(nn.Module):
         token_log_frequency: Tensor,
         decide: Decide | None = None,
         keeps_sink: bool = True,
+        departure: int = 1,
     ) -> None:
         super().__init__()
         self.config, self.rows, self.decide = config, rows, decide
         self.context, self.window_size, self.lag, self.keeps_sink = context, window, lag, keeps_sink
+        self.departure = departure
         self.capacities = torch.tensor(capacities)
         self.order = torch.tensor([spill_order(k, len(capacities)) for k in range(len(capacities))])
         self.log_frequency = token_log_frequency.float()
@@ -118,10 +123,9 @@ class SimulatedCache(nn.Module):
         if p != self.length or p + count > self.context or batch != self.batch:
             raise ValueError(f"{batch} x {count} tokens at {p} do not continue {self.batch} x {self.length}")
         self.tokens[:, p : p + count] = tokens
-        first, end = max(1, p - self.window_size), max(1, p + count - self.window_size)
+        first, end = (left(x, self.window_size, self.departure) for x in (p - 1, p + count - 1))
         if self.decide is not None:
-            if count > max(self.window_size - self.lag, 1):
-                raise ValueError(f"a chunk of {count} is too long for a window of {self.window_size}, lag {self.lag}")
+            self._check_chunk(p, count)
             same = self.tokens[:, : p + count].unsqueeze(1) == tokens.unsqueeze(2)  # [B, T, p + T]
             earlier = torch.arange(p + count) < torch.arange(p, p + count).unsqueeze(1)
             self.seen[3, :, p : p + count] = (same & earlier).sum(-1).float()
@@ -131,6 +135,16 @@ class SimulatedCache(nn.Module):
             self.fill[:, 0] += end - first
         self.length = p + count
         return torch.tensor([p, first, end])
+
+    def _check_chunk(self, p: int, count: int) -> None:
+        if self.departure > 1 and p % self.departure + count > self.departure:
+            raise ValueError(f"{count} tokens at {p} cross a multiple of {self.departure}")
+        if self.departure == 1 and count > max(self.window_size - self.lag, 1):
+            raise ValueError(f"a chunk of {count} is too long for a window of {self.window_size}, lag {self.lag}")
+
+    def _oldest(self, position: int) -> int:
+        """The first position in the window once `position` is appended; 0 counts like any other."""
+        return max(0, position // self.departure * self.departure - self.window_size + 1)
 
     def features(self, first: int, end: int) -> Tensor:
         """float32 [B, end - first, 8], as ``reference.depart`` defines them."""
@@ -186,8 +200,8 @@ class SimulatedCache(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], int]:
         """Append, demote; rows beyond the window, rows of the window, and the position of the first of those."""
         count = new[0].shape[2]
-        start = max(0, p - self.window_size)
-        n_far = max(int(self.keeps_sink), end if p + count > self.window_size else 0)
+        start, oldest = self._oldest(p - 1), self._oldest(p + count - 1)
+        n_far = max(int(self.keeps_sink), oldest)
         far, near = [], []
         for side, x in enumerate(new):
             exact = self.rows.stored(layer, side, x)
@@ -206,8 +220,7 @@ class SimulatedCache(nn.Module):
             if end > first:
                 leaving = recent[:, :, first - start : end - start]
                 store[:, :, first:end] = self.rows.demoted(layer, side, leaving, self.tiers[:, first:end])
-            keep = min(self.window_size, p + count)
-            self.near[layer][side] = recent[:, :, recent.shape[2] - keep :].clone()
+            self.near[layer][side] = recent[:, :, oldest - start :].clone()
             far.append(store[:, :, :n_far])
             near.append(recent)
         return far, near, start
@@ -215,10 +228,11 @@ class SimulatedCache(nn.Module):
     def _visible(self, p: int, count: int, n_far: int, start: int, n_near: int) -> Tensor:
         """bool [T, n_far + n_near]: a query sees the sink, what left its window, and its window."""
         query = torch.arange(p, p + count).unsqueeze(1)
+        newest_left = query // self.departure * self.departure - self.window_size
         position = torch.arange(n_far)
-        far = position <= query - self.window_size
+        far = position <= newest_left
         recent = torch.arange(start, start + n_near)
-        near = (recent <= query) & (recent > query - self.window_size)
+        near = (recent <= query) & (recent > newest_left)
         if self.keeps_sink:
             far |= position == 0
             near &= recent > 0

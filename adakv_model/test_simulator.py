@@ -50,7 +50,7 @@ def tables(seed: int = 0) -> CalibrationTables:
     return replace(base, rows=(rows,), v_mean=mean.flip(0))
 
 
-def plan_of(capacities: tuple[int, ...], half: bool = False) -> CachePlan:
+def plan_of(capacities: tuple[int, ...], half: bool = False, departure: int = 1) -> CachePlan:
     """Banded and plain rows side by side."""
     random = np.random.default_rng(1)
     bands = [join_bands(b) for b in ((3, 2), (4, 3), (8, 4), (2, 2))]
@@ -58,10 +58,11 @@ def plan_of(capacities: tuple[int, ...], half: bool = False) -> CachePlan:
     modes = random.integers(0, 2, size=(2, 2, 2)) | (int(ScaleMode.HALF) if half else 0)
     shape = {name: getattr(SMALL, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     return CachePlan(
-        context=1 + WINDOW + sum(capacities),
+        context=CONTEXT,
         window=WINDOW,
         window_bits=8,
-        chunk=CHUNK,
+        chunk=CHUNK if departure == 1 else departure,
+        departure=departure,
         tier_bits=(2, 3, 4, 8)[:tiers],
         capacities=capacities,
         unit_bits=random.choice([*bands, 2, 3, 4, 8], size=(2, 2, 2, tiers)),
@@ -84,6 +85,7 @@ def simulate(plan: CachePlan, controller: Controller | None) -> Policy:
         bits_per_value=plan.bits_per_value,
         stored_bits=plan.stored_bits,
         plan=plan,
+        departure=plan.departure,
     )
 
 
@@ -92,10 +94,19 @@ def tokens(batch: int = 1, count: int = COUNT) -> Tensor:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["coded scales", "fp16 scales"])
-@pytest.mark.parametrize("capacities", [(30, 25, 20, 8), (10, 10, 30, 33), (83,)])
-def test_tiers_and_logits_are_those_of_the_packed_cache(capacities: tuple[int, ...], half: bool) -> None:
+@pytest.mark.parametrize(
+    ("departure", "capacities"),
+    [
+        *((1, c) for c in ((30, 25, 20, 8), (10, 10, 30, 33), (83,))),
+        *((8, c) for c in ((32, 16, 16, 16), (16, 16, 16, 32), (80,))),
+        *((32, c) for c in ((16, 16, 16, 16), (64,))),
+    ],
+)
+def test_tiers_and_logits_are_those_of_the_packed_cache(
+    departure: int, capacities: tuple[int, ...], half: bool
+) -> None:
     """Prefill in full chunks, then ragged chunks and single tokens; tight capacities make tokens spill."""
-    plan = plan_of(capacities, half)
+    plan = plan_of(capacities, half, departure)
     controller = Controller(tables().scorers["all"], THRESHOLDS).eval() if plan.adaptive else None
     packed = MixedPrecisionCache(SMALL, plan, tables(), controller)
     model = build_model(SMALL, checkpoint().weights, packed, prescale_norm=False)
@@ -104,21 +115,43 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(capacities: tuple[int, .
     simulated: list[Tensor] = []
     expected: list[Tensor] = []
     with torch.no_grad():
-        for count in [CHUNK] * 10 + [1, 5, 2, 6, 3, 1, 1] + [1] * 11:
+        ragged = [CHUNK] * 10 + [1, 5, 2, 6, 3, 1, 1] + [1] * 11
+        if departure > 1:
+            starts = np.cumsum([0, *ragged[:-1]]).tolist()
+            ragged = [n for at, size in zip(starts, ragged, strict=True) for n in plan.chunks(at, size)]
+        for count in ragged:
             part = ids[:, position : position + count]
             simulator.feed(part, lambda _, logits: simulated.append(logits))
             expected.append(model(part, torch.tensor([position])))
             position += count
-    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=1e-3)
-    left = slice(1, COUNT - WINDOW)
+    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=2e-3)
+    left = slice(1, plan.left(COUNT - 1))
     assert torch.equal(simulator.cache.tiers[0, left], packed.tiers[left].long())
     assert simulator.cache.fill[0].tolist() == packed.progress[1:].tolist()
     if plan.adaptive:
         assert len(simulator.cache.tiers[0, left].unique()) == plan.n_tiers
 
 
-def test_a_batch_and_its_copies_are_scored_as_each_alone() -> None:
-    plan = plan_of((30, 25, 20, 8))
+@pytest.mark.parametrize(
+    ("departure", "capacities", "message"),
+    [
+        (1, (30, 25, 20, 8), "is too long for a window of 12"),
+        (8, (32, 16, 16, 16), "7 tokens at 4 cross a multiple of 8"),
+    ],
+)
+def test_chunks_under_which_features_would_depend_on_the_cut_are_refused(
+    departure: int, capacities: tuple[int, ...], message: str
+) -> None:
+    controller = Controller(tables().scorers["all"], THRESHOLDS).eval()
+    simulator = Simulator(checkpoint(), simulate(plan_of(capacities, departure=departure), controller), tables())
+    simulator.score(tokens(1, 4))
+    with pytest.raises(ValueError, match=message):
+        simulator.cache.begin(tokens(1, 7), torch.tensor([4]))
+
+
+@pytest.mark.parametrize(("departure", "capacities"), [(1, (30, 25, 20, 8)), (8, (32, 16, 16, 16))])
+def test_a_batch_and_its_copies_are_scored_as_each_alone(departure: int, capacities: tuple[int, ...]) -> None:
+    plan = plan_of(capacities, departure=departure)
     controller = Controller(tables().scorers["all"], THRESHOLDS).eval()
     simulator = Simulator(checkpoint(), simulate(plan, controller), tables())
     ids = tokens(3)

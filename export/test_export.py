@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """Its artifact and the finished command."""
     out = tmp_path_factory.mktemp("artifacts") / "tiny"
-    options = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "8", "--out", str(out))
+    options = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "10", "--out", str(out))
     return out, run_export(*options, "--json")
 
 
@@ -44,7 +44,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     manifest = json.loads(done.stdout)
     assert manifest == json.loads((out / "manifest.json").read_text())
     assert {"model.pte", "libadakv_ops.so"} <= manifest["files"].keys()
-    assert manifest["kv_cache"]["bits_per_value"] <= 8
+    assert manifest["kv_cache"]["bits_per_value"] <= 10
     assert manifest["kv_cache"]["bytes_allocated"] >= sum(manifest["kv_cache"]["bytes"].values())
     assert (manifest["quantize"], manifest["embedding"]) == ("8da4w-asym", "table")
     assert 4 < manifest["weights"]["bits_per_weight"] < 8
@@ -56,7 +56,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     logits = model.prefill(list(range(1, 64)))
     assert logits.shape == (63, SMALL.vocab_size)
     assert torch.isfinite(logits).all()
-    assert sum(model.tier_counts()) == 63 - 1 - 8
+    assert sum(model.tier_counts()) == artifact.plan.left(62) - 1 == 40
 
 
 def test_an_existing_artifact_is_replaced_only_on_success(
@@ -76,7 +76,7 @@ def test_an_existing_artifact_is_replaced_only_on_success(
         (("--kv-bits", "1.5"), "--kv-bits 1.5 is impossible at context 2048"),
         (("--kv-bits", "20"), "choose between"),
         (("--kv", "static-4", "--kv-bits", "4"), "--kv static-4 has a fixed width"),
-        (("--context", "17"), "--context 17 must be at least --window + 2"),
+        (("--context", "17"), "--context 17 must be at least 21 with --window 16"),
         (("--context", "100000"), "more than the 8192 positions"),
         (("--quantize", "int3"), "unknown --quantize 'int3': one of 8da4w-asym, 8da8w"),
         (("--embedding", "7"), "unknown --embedding '7'"),

@@ -34,7 +34,7 @@ def run(checkpoint: Path, data_dir: Path, out: Path, **changes: Any) -> dict[str
 
 
 def test_a_task_reports_every_documented_key(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
-    out = run(tiny_folder, tiny_data, tmp_path, policy="adaptive", **{"kv-bits": 6.0}, against="naive-4")
+    out = run(tiny_folder, tiny_data, tmp_path, policy="adaptive", **{"kv-bits": 9.0}, against="naive-4")
     for key in ("loss", "ppl", "acc", "acc_norm", "acc_norm_diff", "acc_norm_diff_se", "loss_diff", "loss_diff_se"):
         assert isinstance(out[key], float), key
     for key in ("loss_diff_static", "loss_diff_static_se", "acc_norm_diff_static", "acc_norm_diff_static_se"):

@@ -25,7 +25,7 @@ from training.soft_cache import SoftTierCache
 from training.testing import CONFIG, WORDS, tiny_weights
 from training.transforms import band_transforms
 
-OPTIONS = CacheOptions(context=64, window=8, kv_bits=7.0)
+OPTIONS = CacheOptions(context=64, window=8, kv_bits=9.0)
 
 
 def tiny() -> Checkpoint:
@@ -140,7 +140,7 @@ def test_gradients_of_tier_weights_are_those_of_the_loss() -> None:
     """A finite difference in the direction from one tier to another."""
     tokens = torch.randint(WORDS, (1, 40), generator=torch.Generator().manual_seed(7))
     tables = neutral_tables(CONFIG)
-    plan = plan_cache(CONFIG, tables, replace(OPTIONS, context=40, kv_bits=8.0)).plan
+    plan = plan_cache(CONFIG, tables, replace(OPTIONS, context=40, kv_bits=12.0)).plan
     cache = SoftTierCache(CONFIG, PlanRows(plan, tables), 40)
     model = build_model(CONFIG, tiny_weights(), cache, prescale_norm=False).requires_grad_(False)
 

@@ -76,7 +76,8 @@ Tensor& attend_out(KernelRuntimeContext& ctx, const Tensor& qkv, const Tensor& c
   const int64_t heads = qkv.size(2) / dim - 2 * kv_heads, p = position_of(input_pos);
   ADAKV_CHECK(qkv.scalar_type() == ScalarType::Float && cache.scalar_type() == ScalarType::Byte);
   ADAKV_CHECK(dim_ok(dim) && heads > 0 && heads % kv_heads == 0);
-  ADAKV_CHECK(plan.size(0) == Leaving{window, departure}.rows(count));
+  const Leaving leaving{window, departure};
+  ADAKV_CHECK(plan.size(0) == leaving.rows(count));
   ADAKV_CHECK(k_transform.numel() == kv_heads * dim * dim && q_transform.numel() == k_transform.numel());
   ADAKV_CHECK(layout.size(0) == 2 * kv_heads && layout.size(1) == plan.size(1) && layout.size(2) == 5);
   ADAKV_CHECK(p >= 0 && p + count <= cos.size(0) && cos.size(1) == dim / 2);

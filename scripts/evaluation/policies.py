@@ -42,14 +42,17 @@ class PolicySpec:
         family = self.name.split("-")[0]
         if family in UNCALIBRATED:
             return {"name": self.name}
-        return {**asdict(self), "tables": tables.digest(family, self.context)}
+        return {**asdict(self), "departure": self.options.block, "tables": tables.digest(family, self.context)}
+
+    @property
+    def options(self) -> CacheOptions:
+        return CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
 
     def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""
         if self.name in NAMES and self.name not in BUDGETED and self.kv_bits is not None:
             raise UserError(f"--policy {self.name} has a fixed width: drop --kv-bits")
-        options = CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
-        return make_policy(self.name, checkpoint, tables.tables, options)
+        return make_policy(self.name, checkpoint, tables.tables, self.options)
 
     def simulator(self, checkpoint: Checkpoint, tables: Tables, length: int | None = None) -> SimulatorScorer:
         """The policy's simulated cache. length: longest sequence to score, where that is less than the context, which

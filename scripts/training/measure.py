@@ -91,7 +91,9 @@ class Probe:
             *(self.rows.k_mean, self.tables.v_mean, self.rows.k_transform),
             *(torch.from_numpy(np.stack([x[i, :, j] for i, j in parts])) for x in (plan.unit_bits, plan.scale_modes)),
         )
-        folder = work_folder(self.work, stage="measured", source=self.checkpoint.source, recent=self.recent)
+        folder = work_folder(
+            self.work, stage="measured", source=self.checkpoint.source, recent=self.recent, departure=self.options.block
+        )
         name = f"{hash_of(parts)}-{identity[:24]}.safetensors"
         return float(resumable(folder / name, lambda: {"cost": self._divergence(plan, parts)})["cost"])
 

@@ -88,7 +88,9 @@ class Trainer:
         self.log: list[dict[str, float]] = []
         rows = tables.at(settings.tokens)
         identity = digest_of(windows, features, rows.k_transform, rows.sensitivity, tables.scorers["all"].hidden.weight)
-        self.folder = work_folder(work, stage="on-policy", source=checkpoint.source, inputs=identity, settings=settings)
+        self.folder = work_folder(
+            work, stage="on-policy, leaving in blocks", source=checkpoint.source, inputs=identity, settings=settings
+        )
 
     def run(self) -> list[dict[str, float]]:
         """All steps, from where an interrupted run left off; returns the log: step, budget, divergence, bits."""
@@ -116,7 +118,7 @@ class Trainer:
         actual = model(window.unsqueeze(0), torch.tensor([0]))[0].log_softmax(-1)
         kl = F.kl_div(actual, expected, log_target=True, reduction="sum") / len(window)
         costs = torch.from_numpy(planned.plan.tier_costs).float()
-        bits = (weights[1 : len(window) - s.window] @ costs).mean()
+        bits = (weights[1 : planned.plan.left(len(window) - 1)] @ costs).mean()
         self.running[budget] = SMOOTH * self.running.get(budget, kl.item()) + (1 - SMOOTH) * kl.item()
         loss = kl + math.log(4) * self.running[budget] * bits
         self.optimizer.zero_grad()

@@ -15,8 +15,9 @@ from adakv_model.reference import apply_rope
 
 
 class SoftTierCache(nn.Module):
-    """A ``KVCache`` for one chunk from position 0, batch 1. The `window` newest tokens are read at 8 bits, position 0
-    as the sink, and an older token t as the sum over tiers of `weights`[t, k] times its row as tier k stores it.
+    """A ``KVCache`` for one chunk from position 0, batch 1. Tokens in the window (``plan.left``) are read at 8 bits,
+    position 0 as the sink, and an older token t as the sum over tiers of `weights`[t, k] times its row as tier k stores
+    it.
 
     With one-hot weights it reads what ``SimulatedCache`` reads. Gradients flow to `weights`, float32 [T, K], and
     through the rows to earlier layers, quantization passed straight through (Bengio et al., arXiv 1308.3432).
@@ -27,7 +28,8 @@ class SoftTierCache(nn.Module):
 
     def __init__(self, config: LlamaConfig, rows: PlanRows, context: int) -> None:
         super().__init__()
-        self.config, self.rows, self.window = config, rows, rows.plan.window
+        self.config, self.rows, plan = config, rows, rows.plan
+        self.window, self.departure, self.longest = plan.window, plan.departure, plan.window + plan.departure - 1
         cos, sin = rope_tables(config, context)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
@@ -51,10 +53,11 @@ class SoftTierCache(nn.Module):
         scores = q.flatten(1, 2) @ far[0].transpose(1, 2)  # [KV, G T, T]
         recent = self._recent(near[0])  # [KV, T, W, D]
         close = torch.einsum("hgtd,htwd->hgtw", q, recent)
-        age = torch.arange(count).unsqueeze(1) - torch.arange(count)
-        old = age >= self.window
+        newest_left = (torch.arange(count) // self.departure * self.departure - self.window).unsqueeze(1)
+        old = torch.arange(count) <= newest_left
         old[:, 0] = True
-        inside = self._recent(torch.arange(count).view(1, -1, 1).float())[0, :, :, 0] > 0  # neither padding nor sink
+        position = self._recent(torch.arange(count).view(1, -1, 1).float())[0, :, :, 0]  # 0: padding, or the sink
+        inside = position > newest_left.clamp(min=0)
         both = torch.cat(
             (
                 scores.unflatten(1, (-1, count)).masked_fill(~old, -math.inf),
@@ -82,5 +85,6 @@ class SoftTierCache(nn.Module):
         return (exact + (near - exact).detach())[0], far[0]
 
     def _recent(self, x: Tensor) -> Tensor:
-        """x [KV, T, D] -> the last `window` rows up to each position, zero before the start: [KV, T, W, D]."""
-        return F.pad(x, (0, 0, self.window - 1, 0)).unfold(1, self.window, 1).transpose(2, 3)
+        """x [KV, T, D] -> as many rows up to each position as the window ever holds, zero before the start:
+        [KV, T, W, D]."""
+        return F.pad(x, (0, 0, self.longest - 1, 0)).unfold(1, self.longest, 1).transpose(2, 3)

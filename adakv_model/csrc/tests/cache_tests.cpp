@@ -41,8 +41,8 @@ void check_outputs(const Layer& layer, const std::vector<int>& queries, double t
     }
   }
   if (int(queries.size()) < n) return;
-  for (int j = std::max(1, n - s.window); j < n; ++j) {
-    const int64_t* sums = &layer.attention[size_t(j % s.window) * kAttentionSums];
+  for (int j = int(s.leaving().left(n - 1)); j < n; ++j) {
+    const int64_t* sums = &layer.attention[size_t(j % s.ring()) * kAttentionSums];
     const double want[] = {own[size_t(j)], own_squared[size_t(j)], received[size_t(j)]};
     for (int i = 0; i < kAttentionSums; ++i) {
       const double got = double(sums[i]) * kAttentionUnit;
@@ -106,7 +106,8 @@ TEST(random_shapes_in_random_chunks_equal_token_by_token_and_double_precision) {
     check_outputs(chunked, all_positions(shape));
     CHECK(failures() == before, "seed %d: dim %d, window %d at %d bits", int(seed), shape.dim, shape.window,
           shape.window_bits);
-    CHECK(check_step(shape.context(), 1, chunked.progress[0], shape.context(), shape.window) == StepError::kContextFull,
+    CHECK(check_step(shape.context(), 1, chunked.progress[0], shape.context(), shape.leaving()) ==
+              StepError::kContextFull,
           "seed %d: the context is not full", int(seed));
   }
 }
@@ -178,7 +179,7 @@ TEST(full_tiers_spill_to_the_nearest_narrower_first) {
     std::vector<int32_t> progress = {20}, plan(6);
     progress.insert(progress.end(), spill.fill.begin(), spill.fill.end());
     std::vector<uint8_t> tiers(30, 0);
-    CHECK(assign(logits.data(), 1, 20, capacities, 4, progress.data(), tiers.data(), 8, plan.data()));
+    CHECK(assign(logits.data(), 1, 20, capacities, 4, progress.data(), tiers.data(), {8, 1}, plan.data()));
     CHECK(plan[0] == spill.tier, "wanted %d: tier %d, not %d", spill.wanted, plan[0], spill.tier);
     CHECK(plan[1] == spill.fill[size_t(spill.tier)] && progress[size_t(1 + spill.tier)] == plan[1] + 1);
     CHECK(tiers[12] == spill.tier && tiers[20] == kInWindow && progress[0] == 21);
@@ -190,7 +191,7 @@ TEST(equal_logits_take_the_first_tier) {
   const float logits[] = {1.0f, 1.0f};
   std::vector<int32_t> progress = {9, 0, 0}, plan(4);
   std::vector<uint8_t> tiers(20);
-  CHECK(assign(logits, 1, 9, capacities, 2, progress.data(), tiers.data(), 8, plan.data()));
+  CHECK(assign(logits, 1, 9, capacities, 2, progress.data(), tiers.data(), {8, 1}, plan.data()));
   CHECK(plan[0] == 0);
 }
 
@@ -205,16 +206,49 @@ TEST(assign_refuses_when_no_tier_has_room) {
 }
 
 TEST(check_step_names_the_reason) {
-  CHECK(check_step(0, 1, 0, 10, 4) == StepError::kOk);
-  CHECK(check_step(0, 4, 7, 10, 4) == StepError::kOk);  // a reset
-  CHECK(check_step(6, 4, 6, 10, 4) == StepError::kOk);
-  CHECK(check_step(0, 0, 0, 10, 4) == StepError::kChunkSize);
-  CHECK(check_step(0, 5, 0, 10, 4) == StepError::kChunkSize);
-  CHECK(check_step(3, 1, 4, 10, 4) == StepError::kPosition);
-  CHECK(check_step(5, 1, 4, 10, 4) == StepError::kPosition);
-  CHECK(check_step(-1, 1, 4, 10, 4) == StepError::kPosition);
-  CHECK(check_step(7, 4, 7, 10, 4) == StepError::kContextFull);
-  CHECK(check_step(10, 1, 10, 10, 4) == StepError::kContextFull);
+  CHECK(check_step(0, 1, 0, 10, {4, 1}) == StepError::kOk);
+  CHECK(check_step(0, 4, 7, 10, {4, 1}) == StepError::kOk);  // a reset
+  CHECK(check_step(6, 4, 6, 10, {4, 1}) == StepError::kOk);
+  CHECK(check_step(0, 0, 0, 10, {4, 1}) == StepError::kChunkSize);
+  CHECK(check_step(0, 5, 0, 10, {4, 1}) == StepError::kChunkSize);
+  CHECK(check_step(3, 1, 4, 10, {4, 1}) == StepError::kPosition);
+  CHECK(check_step(5, 1, 4, 10, {4, 1}) == StepError::kPosition);
+  CHECK(check_step(-1, 1, 4, 10, {4, 1}) == StepError::kPosition);
+  CHECK(check_step(7, 4, 7, 10, {4, 1}) == StepError::kContextFull);
+  CHECK(check_step(10, 1, 10, 10, {4, 1}) == StepError::kContextFull);
+}
+
+TEST(a_block_leaves_once_a_multiple_of_the_departure_is_appended) {
+  const Leaving leaving{3, 4};
+  const int lefts[] = {1, 1, 1, 1, 2, 2, 2, 2, 6, 6, 6, 6, 10};  // by position
+  for (int x = 0; x < 13; ++x) CHECK(leaving.left(x) == lefts[x], "position %d: %d", x, int(leaving.left(x)));
+  CHECK(leaving.left(-1) == 1 && leaving.rows(1) == 4 && leaving.rows(4) == 7 && leaving.largest_chunk() == 4);
+  CHECK(check_step(8, 4, 8, 20, leaving) == StepError::kOk &&
+        check_step(8, 5, 8, 20, leaving) == StepError::kChunkSize);
+
+  // Tokens 5 .. 8 at once: 2 to 5 leave, the last of them a token of the chunk, and the next four rows say so.
+  const int32_t capacities[] = {2, 20};
+  std::vector<int32_t> progress = {5, 1, 0}, plan(7 * 4);
+  std::vector<uint8_t> tiers(20, 0);
+  const std::vector<float> logits(7 * 2, 0.0f);
+  CHECK(assign(logits.data(), 4, 5, capacities, 2, progress.data(), tiers.data(), leaving, plan.data()));
+  const std::vector<int32_t> want = {0, 1, 2,  0,  1, 0, 2,  1,  1, 1, 2,  2,  1, 2,
+                                     2, 3, -1, -1, 2, 3, -1, -1, 2, 3, -1, -1, 2, 3};
+  CHECK(plan == want && progress == std::vector<int32_t>({9, 2, 3}));
+  CHECK(tiers[2] == 0 && tiers[3] == 1 && tiers[4] == 1 && tiers[5] == 1 && tiers[6] == kInWindow);
+}
+
+TEST(a_leaving_token_of_the_chunk_itself_has_its_frequency_and_repetition) {
+  const Leaving leaving{3, 4};
+  std::vector<float> observed(16 * kObservations, 3.0f), frequency = {-1.0f, -2.0f}, features(7 * kFeatures, 7.0f);
+  std::vector<int64_t> attention(16 * kAttentionSums, 5);
+  std::vector<int32_t> history(20, 1);
+  const int64_t tokens[] = {1, 0, 0, 1};
+  depart(tokens, 4, 5, frequency.data(), history.data(), observed.data(), attention.data(), 16, 6, 2, leaving,
+         features.data());
+  const float* own = &features[3 * kFeatures];  // of token 5, the chunk's first
+  CHECK(features[0] == 3.0f && own[0] == -2.0f && own[1] == 0.0f && own[6] == std::log1p(5.0f));
+  CHECK(std::count(features.begin() + 4 * kFeatures, features.end(), 0.0f) == 3 * kFeatures);
 }
 
 TEST(features_match_double_arithmetic) {
@@ -229,7 +263,7 @@ TEST(features_match_double_arithmetic) {
   std::vector<int32_t> history = {1, 5, 5, 1, 2, 5, 1, 1, 3, -1, -1, -1};
   const int64_t tokens[kCount] = {5, 4, 5};
   depart(tokens, kCount, kPosition, frequency.data(), history.data(), observed.data(), attention.data(), kWindowSize,
-         kHeads, kLag, features.data());
+         kHeads, kLag, {kWindowSize, 1}, features.data());
   const float repeats[kCount] = {3, 0, 4};
   for (int i = 0; i < kCount; ++i) {
     const size_t slot = size_t((kPosition + i) % kWindowSize);
@@ -256,7 +290,7 @@ TEST(the_sink_and_tokens_still_in_the_window_have_no_features) {
   std::vector<int32_t> history(20);
   for (int p = 0; p < 9; ++p) {  // position 8 would push out position 0, which stays: it is the sink
     depart(&tokens[size_t(p)], 1, p, frequency.data(), history.data(), observed.data(), attention.data(), 8, 6, 2,
-           &features[size_t(p * kFeatures)]);
+           {8, 1}, &features[size_t(p * kFeatures)]);
   }
   CHECK(std::count(features.begin(), features.end(), 0.0f) == 9 * kFeatures);
 }

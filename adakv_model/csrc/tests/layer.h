@@ -20,7 +20,7 @@
 namespace adakv::testing {
 
 struct Shape {
-  int dim = 64, kv_heads = 2, group = 3, window = 16, chunk = 16, window_bits = 8;
+  int dim = 64, kv_heads = 2, group = 3, window = 16, chunk = 16, window_bits = 8, departure = 1;
   std::vector<int> capacities = {20, 30, 15, 20, 10};
   bool integer_logits = false;  // tiers from integers instead of features, so that they are equal on every machine
   int vocab = 50;
@@ -28,8 +28,13 @@ struct Shape {
 
   int tiers() const { return int(capacities.size()); }
   int heads() const { return kv_heads * group; }
-  int context() const { return 1 + window + std::accumulate(capacities.begin(), capacities.end(), 0); }
-  int lag() const { return window - chunk; }
+  // The longest context that the capacities hold.
+  int context() const {
+    return ((std::accumulate(capacities.begin(), capacities.end(), 0) + window) / departure + 1) * departure;
+  }
+  int lag() const { return departure > 1 ? window - 1 : window - chunk; }
+  int ring() const { return (window + departure - 1 + 15) / 16 * 16; }
+  Leaving leaving() const { return {window, departure}; }
 };
 
 // Widths of a row with at least two different bands, as the layout codes them.
@@ -67,7 +72,7 @@ class CacheBuffer {
       const int mode = random.integer(0, 1);
       for (int s = 0; s < kFirstTier + shape.tiers(); ++s) {
         Segment segment{16, 1, 0, 0, kRms};
-        if (s == kWindow) segment = {shape.window_bits, shape.window, 0, 0, kRms};
+        if (s == kWindow) segment = {shape.window_bits, shape.ring(), 0, 0, kRms};
         if (s >= kFirstTier) {
           const int bits = random_bits(random, shape.dim);
           segment = {bits, shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
@@ -130,8 +135,8 @@ struct Layer {
         progress(size_t(1 + s.tiers()), 0),
         history(size_t(s.context()), -1),
         tiers(size_t(s.context()), 0xee),
-        observed(size_t(s.window) * kObservations, -1.0f),
-        attention(size_t(s.window) * kAttentionSums, -1),
+        observed(size_t(s.ring()) * kObservations, -1.0f),
+        attention(size_t(s.ring()) * kAttentionSums, -1),
         last_logits(size_t(s.vocab), -1.0f),
         surprisal(size_t(s.context()), -1.0f),
         out(size_t(s.context()) * s.heads() * s.dim, -1.0f) {
@@ -161,22 +166,23 @@ struct Layer {
   // One step over positions p .. p + count - 1. False if the tiers are full.
   bool step(int p, int count, const ParallelFor& parallel = serial_for) {
     const int n = shape.tiers(), row = (shape.heads() + 2 * shape.kv_heads) * shape.dim;
-    std::vector<float> features(size_t(count) * kFeatures), logits(size_t(count) * n, 0.0f);
+    const Leaving leaving = shape.leaving();
+    const int rows = int(leaving.rows(count)), first = int(leaving.left(p - 1));
+    std::vector<float> features(size_t(rows) * kFeatures), logits(size_t(rows) * n, 0.0f);
     const int64_t* ids = tokens.data() + p;
-    depart(ids, count, p, log_frequency.data(), history.data(), observed.data(), attention.data(), shape.window,
-           shape.heads(), shape.lag(), features.data());
-    for (int i = 0; i < count * n; ++i) {
+    depart(ids, count, p, log_frequency.data(), history.data(), observed.data(), attention.data(), shape.ring(),
+           shape.heads(), shape.lag(), leaving, features.data());
+    for (int i = 0; i < rows * n; ++i) {
       float& logit = logits[size_t(i)];
       if (shape.integer_logits) {
-        logit = integer_logits[size_t(p * n + i)];
+        logit = integer_logits[size_t((first + shape.window) * n + i) % integer_logits.size()];
       } else {
         for (int f = 0; f < kFeatures; ++f)
           logit += features[size_t(i / n * kFeatures + f)] * mix[size_t(f * n + i % n)];
       }
     }
-    std::vector<int32_t> plan(size_t(count) * (2 + n));
-    if (!assign(logits.data(), count, p, capacities.data(), n, progress.data(), tiers.data(), shape.window,
-                plan.data())) {
+    std::vector<int32_t> plan(size_t(rows) * (2 + n));
+    if (!assign(logits.data(), count, p, capacities.data(), n, progress.data(), tiers.data(), leaving, plan.data())) {
       return false;
     }
     // Copies of exactly the chunk, so that nothing beyond it can be read.
@@ -206,7 +212,7 @@ struct Layer {
     std::copy(result.begin(), result.end(), out.begin() + int64_t(p) * shape.heads() * shape.dim);
     const std::vector<float> predicted(vocab_logits.begin() + int64_t(p) * shape.vocab,
                                        vocab_logits.begin() + int64_t(p + count) * shape.vocab);
-    observe(predicted.data(), ids, count, p, shape.vocab, observed.data(), shape.window, last_logits.data(),
+    observe(predicted.data(), ids, count, p, shape.vocab, observed.data(), shape.ring(), last_logits.data(),
             surprisal.data() + p, parallel);
     return true;
   }
@@ -334,7 +340,7 @@ class Expected {
   }
 
   const std::vector<float>& cached(int unit, int position, int query) {
-    const bool left = position >= 1 && position <= query - s_.window;
+    const bool left = position >= 1 && position < s_.leaving().left(query);
     rows_.resize(size_t(2 * s_.kv_heads * s_.context() * 2));
     std::vector<float>& entry = rows_[size_t((unit * s_.context() + position) * 2 + int(left))];
     if (entry.empty()) entry = row(unit, position, left);
