@@ -195,7 +195,10 @@ def test_a_cache_uses_the_tables_of_the_shortest_context_that_holds_it(context: 
     tables = random_tables()
     assert tables.at(context).context == expected
     assert [rows.context for rows in tables.only(context).rows] == [expected]
-    config, options = replace(SMALL, max_position_embeddings=512), CacheOptions(min(context, 500), 16, "tables", 5.5)
+    config, options = (
+        replace(SMALL, max_position_embeddings=512),
+        CacheOptions(min(context, 500), 16, "tables", 5.5, departure=1),
+    )
     plan, slim = (plan_cache(config, t, options).plan for t in (tables, tables.only(context)))
     assert tables.for_plan(plan) is tables.at(options.context)
     assert np.array_equal(plan.unit_bits, slim.unit_bits)
@@ -231,14 +234,16 @@ def test_neutral_tables_borrow_the_controller_and_the_frequencies_of_the_same_vo
 @pytest.mark.parametrize("policy", ["adaptive", "static-4"])
 def test_neutral_tables_make_a_plan(config: LlamaConfig, policy: str) -> None:
     kv_bits = 14.0 if policy == "adaptive" else None  # bookkeeping weighs on so small a cache
-    plan = plan_cache(config, neutral_tables(config), CacheOptions(128, 16, policy, kv_bits)).plan
+    plan = plan_cache(config, neutral_tables(config), CacheOptions(128, 16, policy, kv_bits, departure=1)).plan
     assert sum(plan.capacities) == 128 - 1 - 16
 
 
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16", "tables"])
 def test_rows_of_uniform_width_use_a_hadamard_transform_in_the_cache_and_the_simulator(policy: str) -> None:
     tables = random_tables()
-    plan = plan_cache(SMALL, tables, CacheOptions(128, 16, policy, 5.5 if policy == "tables" else None)).plan
+    plan = plan_cache(
+        SMALL, tables, CacheOptions(128, 16, policy, 5.5 if policy == "tables" else None, departure=1)
+    ).plan
     assert plan.banded == (policy == "tables")
     rows, cache = PlanRows(plan, tables), MixedPrecisionCache(SMALL, plan, tables, None)
     rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.at(128).k_transform)

@@ -137,7 +137,7 @@ def test_spearman_averages_ties() -> None:
 
 
 def train_arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
-    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "6,9,12", **changes})
+    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "9,12,15", **changes})
     options[options.index("--out")] = "--tables"
     return options
 
