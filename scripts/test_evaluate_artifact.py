@@ -24,8 +24,8 @@ def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A static-3 program with float weights."""
     folder = tmp_path_factory.mktemp("artifact") / "static-3"
     cache = CacheOptions(context=64, window=8, policy="static-3")
-    made = {"quantize": "none", "embedding": "none", "cache": cache, "logits": "all"}
-    export_android(AndroidOptions("tiny", folder, tiny_folder, **made), sys.argv, lambda name: nullcontext())
+    options = AndroidOptions("tiny", folder, tiny_folder, quantize="none", embedding="none", cache=cache, logits="all")
+    export_android(options, sys.argv, lambda name: nullcontext())
     return folder
 
 
