@@ -60,6 +60,16 @@ class Artifact:
         return CachePlan.from_manifest(self.manifest["kv_cache"])
 
     @property
+    def all_logits(self) -> bool:
+        """Whether a step returns the logits of each of its tokens, not of the last alone."""
+        return self.manifest.get("logits", "all") == "all"
+
+    def require_all_logits(self) -> None:
+        """Raises UserError for a program that returns the last token's alone."""
+        if not self.all_logits:
+            raise UserError(f"{self.folder} returns the logits of a step's last token only: export with --logits all")
+
+    @property
     def has_chat_template(self) -> bool:
         return (self.folder / TEMPLATE).is_file()
 
@@ -98,7 +108,7 @@ class HostModel:
             except RuntimeError as e:
                 reason = _last_error(log()) or _first_line(e)
                 raise UserError(f"ExecuTorch cannot load {artifact.program} ({reason}): export again") from e
-        self.plan = artifact.plan
+        self.artifact, self.plan = artifact, artifact.plan
         self.position = 0
 
     def reset(self) -> None:
@@ -106,7 +116,8 @@ class HostModel:
         self.position = 0
 
     def step(self, tokens: list[int]) -> Tensor:
-        """Append 1 to `plan.chunk` tokens; logits float32 [len(tokens), V]. Raises UserError past the context."""
+        """Append 1 to `plan.chunk` tokens; logits float32 [len(tokens), V], or [1, V], the last token's, of a program
+        exported with --logits last. Raises UserError past the context."""
         if not 1 <= len(tokens) <= self.plan.chunk:
             raise UserError(f"a step takes 1 to {self.plan.chunk} tokens, not {len(tokens)}")
         if self.position + len(tokens) > self.plan.context:
@@ -123,7 +134,11 @@ class HostModel:
         return logits[0]
 
     def prefill(self, tokens: list[int], chunk: int | None = None) -> Tensor:
-        """Append any number of tokens in chunks, of at most `chunk`; logits float32 [len(tokens), V]."""
+        """Append any number of tokens in chunks, of at most `chunk`; logits float32 [len(tokens), V].
+
+        Raises UserError for a program that returns the last token's alone (for those, see generate.prefill).
+        """
+        self.artifact.require_all_logits()
         rest, rows = iter(tokens), []
         for count in self.plan.chunks(self.position, len(tokens), chunk):
             rows.append(self.step(list(islice(rest, count))))

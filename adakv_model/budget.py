@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from adakv_model.config import LlamaConfig
+from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS, Controller, needs_predictions
 from adakv_model.errors import UserError
 from adakv_model.plan import BLOCK, CachePlan, largest_chunk, left, round_up
 from adakv_model.quantizer import BAND_BITS, GAUSSIAN_MSE, WIDE_MSE, is_narrow, join_bands, split_bands
@@ -35,7 +36,8 @@ DEFAULT_CHUNK = 32  # tokens a prefill step; contexts too short for it take a sm
 @dataclass(frozen=True)
 class CacheOptions:
     """What a user asks of the cache. kv_bits: allocated bits per value, everything included (policies `adaptive`
-    and `tables`). departure: see ``plan.left``; None: blocks of a chunk. 1 leaves one by one (Core ML)."""
+    and `tables`). departure: see ``plan.left``; None: blocks of a chunk. 1 leaves one by one (Core ML). features: of
+    the controller of policy `adaptive`, see ``controller.FEATURE_SETS``."""
 
     context: int = DEFAULT_CONTEXT
     window: int = DEFAULT_WINDOW
@@ -44,6 +46,7 @@ class CacheOptions:
     window_bits: int | None = None
     chunk: int | None = None
     departure: int | None = None
+    features: str = DEFAULT_FEATURES
 
     @property
     def chunk_size(self) -> int:
@@ -67,6 +70,8 @@ class CacheOptions:
             raise UserError(f"unknown --kv {self.policy!r}: one of {', '.join(POLICIES)}")
         if self.policy not in BUDGETED and self.kv_bits is not None:
             raise UserError(f"--kv-bits is the budget of --kv adaptive or tables; --kv {self.policy} has a fixed width")
+        if self.features not in FEATURE_SETS:
+            raise UserError(f"unknown --features {self.features!r}: one of {', '.join(FEATURE_SETS)}")
         if self.window < 1:
             raise UserError(f"--window {self.window} must be at least 1")
         if self.window_bits not in (None, 8, 16):
@@ -92,10 +97,17 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class PlannedCache:
-    """A plan and the score thresholds between its tiers (rising, one fewer than tiers)."""
+    """A plan, the score thresholds between its tiers (rising, one fewer than tiers), and what the score is made of."""
 
     plan: CachePlan
     thresholds: tuple[float, ...]
+    features: str = DEFAULT_FEATURES
+
+    def controller(self, tables: CalibrationTables) -> Controller | None:
+        """None where nothing is decided."""
+        if not self.plan.adaptive:
+            return None
+        return Controller(tables.scorers[self.features], self.thresholds).eval()
 
 
 def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> PlannedCache:
@@ -119,14 +131,14 @@ def plan_cache(config: LlamaConfig, tables: CalibrationTables, options: CacheOpt
     tokens = base.slots
     mean_cost = (target - low) * base.values / (tokens * base.values_per_token) + base.tier_costs[0]
     base = plan_of((*narrow_tiers(mean_cost - 8 / config.head_dim), *WIDE_TIERS))
-    scores = _Scores(tables.score_quantiles.double().numpy())
+    scores = _Scores(tables.score_quantiles[options.features].double().numpy())
     damages = tier_damages(base.unit_bits, sensitivity)
     damages = np.maximum(damages, WIDE_MSE[base.window_bits])  # a tier cannot undo the window's loss
     costs = base.tier_costs
     thresholds = solve_thresholds(scores, costs, damages, mean_cost)
     capacities = _integer_capacities(scores.shares(thresholds), tokens, base.slot_block)
     plan = _fit(replace(base, capacities=capacities), target)
-    return PlannedCache(plan, tuple(float(t) for t in thresholds))
+    return PlannedCache(plan, tuple(float(t) for t in thresholds), options.features)
 
 
 def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
@@ -336,4 +348,5 @@ def _base_plan(
         unit_bits=unit_bits,
         scale_modes=tables.scale_modes.long().numpy(),
         policy=options.policy,
+        predictions=options.policy == "adaptive" and needs_predictions(options.features),
     )

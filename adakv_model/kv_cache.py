@@ -62,6 +62,7 @@ class MixedPrecisionCache(nn.Module):
         if plan.adaptive:
             state["history"] = torch.zeros(plan.context, dtype=torch.int32)
             state["observed"] = torch.zeros(plan.ring, len(OBSERVATIONS))
+        if plan.observes:
             state["last_logits"] = torch.zeros(plan.vocab_size)
         state["workspace"] = torch.zeros(plan.workspace_bytes, dtype=torch.uint8)
         for layer in range(plan.n_layers):
@@ -109,7 +110,7 @@ class MixedPrecisionCache(nn.Module):
         )
 
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:
-        if self.controller is not None:
+        if self.plan.observes:
             torch.ops.adakv.observe(logits, tokens, input_pos, self.observed, self.last_logits)
 
 

@@ -28,7 +28,7 @@ class KVCache(Protocol):
         ...
 
     def end(self, logits: Tensor, tokens: Tensor, input_pos: Tensor) -> None:
-        """logits: [B, T, V], the predictions after each of the step's tokens."""
+        """logits: [B, T, V], the predictions after each of the step's tokens, or [B, 1, V], after the last."""
         ...
 
 
@@ -105,12 +105,15 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Llama decoder over a cache. forward(tokens int64 [B, T], input_pos int64 [1]) -> logits [B, T, V].
 
-    prescale_norm: use the fp16-safe RMSNorm (needed where activations are fp16).
+    prescale_norm: use the fp16-safe RMSNorm (needed where activations are fp16). last_only: logits [B, 1, V] after the
+    last token only, which is all that generation needs of a chunk; the cache must not need more.
     """
 
-    def __init__(self, config: LlamaConfig, cache: KVCache, *, prescale_norm: bool = True) -> None:
+    def __init__(
+        self, config: LlamaConfig, cache: KVCache, *, prescale_norm: bool = True, last_only: bool = False
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.last_only = config, last_only
         self.cache = cache
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, prescale_norm) for _ in range(config.n_layers))
@@ -126,6 +129,8 @@ class Llama(nn.Module):
         x = self.embed_tokens(tokens)  # [B, T, hidden]
         for i, layer in enumerate(cast("list[Layer]", self.layers)):
             x = layer.finish(x, self.cache.attend(i, layer.project(x), plan, input_pos))
+        if self.last_only:
+            x = x[:, -1].unsqueeze(1)
         logits = self.lm_head(self.norm(x))
         self.cache.end(logits, tokens, input_pos)
         return logits
@@ -149,11 +154,16 @@ def fuse_weights(config: LlamaConfig, weights: Mapping[str, Tensor]) -> dict[str
 
 
 def build_model(
-    config: LlamaConfig, weights: Mapping[str, Tensor], cache: KVCache, *, prescale_norm: bool = True
+    config: LlamaConfig,
+    weights: Mapping[str, Tensor],
+    cache: KVCache,
+    *,
+    prescale_norm: bool = True,
+    last_only: bool = False,
 ) -> Llama:
     """A Llama in eval mode over `cache` with `weights` (Hugging Face names) loaded without a copy."""
     with torch.device("meta"):
-        model = Llama(config, nn.Module(), prescale_norm=prescale_norm)  # type: ignore[arg-type]
+        model = Llama(config, nn.Module(), prescale_norm=prescale_norm, last_only=last_only)  # type: ignore[arg-type]
     state = fuse_weights(config, weights)
     averages = {n: torch.full(p.shape, 1.0 / p.shape[1]) for n, p in model.named_parameters() if "averaging" in n}
     model.load_state_dict({**state, **averages}, assign=True)

@@ -93,6 +93,7 @@ class CachePlan:
     unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
     scale_modes: [n_layers][n_kv_heads][2], ``ScaleMode.HALF`` in all of them or in none.
     departure: tokens leave the window as a position that is a multiple of it is appended (see :func:`left`).
+    predictions: whether the controller, if there is one, needs the model's predictions (``controller.FEATURE_SETS``).
     """
 
     context: int
@@ -110,6 +111,7 @@ class CachePlan:
     scale_modes: np.ndarray
     policy: str = "adaptive"
     departure: int = 1
+    predictions: bool = True
 
     def __post_init__(self) -> None:
         if self.departure < 1:
@@ -198,6 +200,11 @@ class CachePlan:
         return self.n_tiers > 1
 
     @property
+    def observes(self) -> bool:
+        """Whether every token's prediction is observed, for the controller."""
+        return self.adaptive and self.predictions
+
+    @property
     def values(self) -> int:
         """K and V values in a full context."""
         return self.context * self.values_per_token
@@ -260,6 +267,7 @@ class CachePlan:
         if self.adaptive:
             parts["history"] = 4 * self.context
             parts["observed"] = 4 * self.ring * len(OBSERVATIONS)
+        if self.observes:
             parts["last_logits"] = 4 * self.vocab_size
         return parts
 
@@ -317,6 +325,7 @@ class CachePlan:
             "window_bits": self.window_bits,
             "prefill_chunk": self.chunk,
             "departure": self.departure,
+            "predictions": self.predictions,
             "tiers": [
                 {"bits": b, "capacity": c, "mean_stored_bits": round(float(self.tier_costs[k]), 4)}
                 for k, (b, c) in enumerate(zip(self.tier_bits, self.capacities, strict=True))
@@ -343,6 +352,7 @@ class CachePlan:
             vocab_size=section["vocab_size"],
             chunk=section["prefill_chunk"],
             departure=section.get("departure", 1),
+            predictions=section.get("predictions", True),
             policy=section["policy"],
             tier_bits=tuple(t["bits"] for t in section["tiers"]),
             capacities=tuple(t["capacity"] for t in section["tiers"]),

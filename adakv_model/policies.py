@@ -4,6 +4,7 @@
     static-8, -4, -3, -2      our rows, sink and window, every older token at one width (the plain age rule)
     tables                    the same, with widths per unit and band from the calibration, at any budget
     adaptive                  tables, and the learned controller chooses each token's tier
+    adaptive-fast, -paper, -all   the same with this set of features (``controller.FEATURE_SETS``)
     random, rarity, entropy   adaptive with another score in the controller's place, at equal bits
     recency                   tables at 2 bits, and the window as long as the budget allows
     naive-8, -4, -3, -2       symmetric, one scale a token for all heads; no sink, no window (a common straw man)
@@ -26,7 +27,7 @@ from adakv_model import budget
 from adakv_model.baselines import AsymmetricRows, ExactRows, SymmetricRows
 from adakv_model.budget import DEFAULT_BITS, CacheOptions, plan_cache
 from adakv_model.checkpoint_weights import Checkpoint
-from adakv_model.controller import Controller
+from adakv_model.controller import FEATURE_SETS, PREDICTIONS, Controller
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.plan_rows import PlanRows
@@ -36,15 +37,16 @@ from adakv_model.tables import CalibrationTables
 
 #: Scores that stand in for the learned one: feature and sign.
 RULES = {"rarity": ("log_frequency", -1.0), "entropy": ("entropy", 1.0)}
-PAPER_FEATURES = ("log_frequency", "confidence", "attention_variance", "entropy")
 PAPER_TIERS = (2, 4, 8, 16)
-BUDGETED = (*budget.BUDGETED, "random", *RULES, "recency", "paper")
+ADAPTIVE = {f"adaptive-{features}": features for features in FEATURE_SETS}
+BUDGETED = (*budget.BUDGETED, *ADAPTIVE, "random", *RULES, "recency", "paper")
 WIDTHS = (8, 4, 3, 2)
 NAMES = (
     "fp16",
     *(f"static-{b}" for b in WIDTHS),
     "tables",
     "adaptive",
+    *ADAPTIVE,
     "random",
     *RULES,
     "recency",
@@ -76,7 +78,8 @@ class Policy:
 def make_policy(
     name: str, checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions | None = None, seed: int = 0
 ) -> Policy:
-    """The named policy for a checkpoint. `options` gives context, window, budget; its `policy` is ignored.
+    """The named policy for a checkpoint. `options` gives context, window, budget, and features of `adaptive`; its
+    `policy` is ignored.
 
     seed: of `random`. Raises UserError for an unknown name or a budget out of reach.
     """
@@ -93,18 +96,20 @@ def make_policy(
         return _paper(checkpoint, tables, options)
     if name == "recency":
         return _recency(checkpoint, tables, options)
-    budgeted = name in BUDGETED
+    budgeted, rules = name in BUDGETED, ("random", *RULES)
     kind = name if not budgeted or name == "tables" else "adaptive"
     kv_bits = (options.kv_bits or DEFAULT_BITS) if budgeted else None
-    options = replace(options, policy=kind, kv_bits=kv_bits)
-    if name == "random" or name in RULES:
-        tables = replace(tables, score_quantiles=_rule_quantiles(name, tables))
+    features = ADAPTIVE.get(name) or (_rule_features(name) if name in rules else options.features)
+    options = replace(options, policy=kind, kv_bits=kv_bits, features=features)
+    if name in rules:
+        quantiles = tables.score_quantiles | {features: _rule_quantiles(name, tables)}
+        tables = replace(tables, score_quantiles=quantiles)
     planned = plan_cache(checkpoint.config, tables, options)
     decide: Decide | None = None
-    if planned.plan.adaptive:
-        decide = _learned(tables, planned.thresholds)
-        if name == "random" or name in RULES:
-            decide = _by_score(_rule(name, seed), planned.thresholds)
+    if name in rules:
+        decide = _by_score(_rule(name, seed), planned.thresholds)
+    elif controller := planned.controller(tables):
+        decide = _learned(controller)
     return _planned(name, planned.plan, tables, decide)
 
 
@@ -144,8 +149,8 @@ def _uniform(name: str, rows: RowFormat, context: int, bits: float) -> Policy:
     )
 
 
-def _learned(tables: CalibrationTables, thresholds: tuple[float, ...]) -> Decide:
-    controller = Controller(tables.scorer, thresholds).eval().requires_grad_(False)
+def _learned(controller: Controller) -> Decide:
+    controller.requires_grad_(False)
     return lambda features, positions: controller(features).argmax(-1)
 
 
@@ -170,9 +175,14 @@ def _rule(name: str, seed: int) -> Score:
     return lambda features, positions: sign * features[..., FEATURES.index(feature)]
 
 
+def _rule_features(name: str) -> str:
+    """The feature set of a cache that a rule decides: predictions cost state only where the rule reads them."""
+    return "all" if name in RULES and RULES[name][0] in PREDICTIONS else "fast"
+
+
 def _rule_quantiles(name: str, tables: CalibrationTables) -> Tensor:
     """Quantiles of a rule's score on the calibration text: uniform for `random`."""
-    count = tables.score_quantiles.numel()
+    count = tables.feature_quantiles.shape[1]
     if name == "random":
         return torch.linspace(0, 1, count)
     feature, sign = RULES[name]
@@ -204,7 +214,7 @@ def _paper(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOpti
     rows = SymmetricRows(checkpoint.config, PAPER_TIERS)
     target, window = options.kv_bits or DEFAULT_BITS, options.window
     tokens = options.context - window
-    scorer, quantiles = tables.paper_scorer, tables.paper_quantiles
+    scorer, quantiles = tables.scorers["paper"], tables.score_quantiles["paper"]
     thresholds, shares = paper_thresholds(quantiles, rows.costs, (target * options.context - 16 * window) / tokens)
     capacities = [int(s * tokens) for s in shares]
     capacities[0] += tokens - sum(capacities)

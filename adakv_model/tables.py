@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adakv_model.config import LlamaConfig
-from adakv_model.controller import ImportanceScorer
+from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, hadamard, n_bands
@@ -51,20 +51,17 @@ class RowTables:
 @dataclass
 class CalibrationTables:
     """rows: by rising context. v_mean: float32 [L, KV, D]. scale_modes: uint8 [L, KV, 2].
-    token_log_frequency: float32 [V], natural log. score_quantiles: float32 [Q], equally spaced quantiles of
-    the scorer's output on the calibration text; feature_quantiles: float32 [8, Q], of the features. paper_scorer,
-    paper_quantiles: the same from the paper's four features alone, for comparison. info: provenance (commands,
-    texts, token counts)."""
+    token_log_frequency: float32 [V], natural log. scorers: of each set of FEATURE_SETS; score_quantiles: float32 [Q],
+    equally spaced quantiles of its output on the calibration text; feature_quantiles: float32 [8, Q], of the features.
+    info: provenance (commands, texts, token counts)."""
 
     rows: tuple[RowTables, ...]
     v_mean: Tensor
     scale_modes: Tensor
     token_log_frequency: Tensor
-    scorer: ImportanceScorer
-    score_quantiles: Tensor
+    scorers: dict[str, ImportanceScorer]
+    score_quantiles: dict[str, Tensor]
     feature_quantiles: Tensor
-    paper_scorer: ImportanceScorer
-    paper_quantiles: Tensor
     info: dict = field(default_factory=dict)
 
     def at(self, context: int) -> RowTables:
@@ -86,9 +83,9 @@ class CalibrationTables:
         tensors = {name: getattr(self, name).contiguous().clone() for name in _PLAIN}
         for rows in self.rows:
             tensors |= {f"{rows.context}.{name}": getattr(rows, name).contiguous().clone() for name in _ROWS}
-        for part in _SCORERS:
-            state = getattr(self, part).state_dict()
-            tensors |= {f"{part}.{name}": value.clone() for name, value in state.items()}
+        for features in FEATURE_SETS:
+            state = {**self.scorers[features].state_dict(), _QUANTILES: self.score_quantiles[features]}
+            tensors |= {f"{features}.{name}": value.contiguous().clone() for name, value in state.items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
         temporary.chmod(0o644)  # safetensors creates private files
@@ -108,7 +105,8 @@ class CalibrationTables:
             if not contexts:
                 raise KeyError("k_mean")
             content["rows"] = tuple(RowTables(n, *(tensors[f"{n}.{name}"] for name in _ROWS)) for n in contexts)
-            content |= {part: _scorer(tensors, f"{part}.") for part in _SCORERS}
+            content["scorers"] = {features: _scorer(tensors, features) for features in FEATURE_SETS}
+            content["score_quantiles"] = {features: tensors[f"{features}.{_QUANTILES}"] for features in FEATURE_SETS}
             return cls(**content, info=info)
         except (SafetensorError, KeyError, RuntimeError, ValueError) as e:
             raise UserError(f"{path} is not a calibration table file ({e}): make it with scripts/calibrate.py") from e
@@ -136,13 +134,13 @@ class CalibrationTables:
 
 
 _ROWS = ("k_mean", "k_transform", "sensitivity")
-_PLAIN = ("v_mean", "scale_modes", "token_log_frequency", "score_quantiles", "feature_quantiles", "paper_quantiles")
-_SCORERS = ("scorer", "paper_scorer")
+_PLAIN = ("v_mean", "scale_modes", "token_log_frequency", "feature_quantiles")
+_QUANTILES = "score_quantiles"
 
 
-def _scorer(tensors: Mapping[str, Tensor], prefix: str) -> ImportanceScorer:
-    scorer = ImportanceScorer(tensors[f"{prefix}hidden.bias"].shape[0])
-    scorer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+def _scorer(tensors: Mapping[str, Tensor], features: str) -> ImportanceScorer:
+    scorer = ImportanceScorer(tensors[f"{features}.hidden.bias"].shape[0])
+    scorer.load_state_dict({name: tensors[f"{features}.{name}"] for name in scorer.state_dict()})
     return scorer.requires_grad_(False)
 
 
@@ -178,11 +176,9 @@ def neutral_tables(config: LlamaConfig) -> CalibrationTables:
         v_mean=mean.clone(),
         scale_modes=reading_gains(*mean.shape[:2]),
         token_log_frequency=frequency,
-        scorer=donor.scorer,
+        scorers=donor.scorers,
         score_quantiles=donor.score_quantiles,
         feature_quantiles=donor.feature_quantiles,
-        paper_scorer=donor.paper_scorer,
-        paper_quantiles=donor.paper_quantiles,
         info={"calibrated": False, "controller": DEFAULT_CONTROLLER},
     )
 

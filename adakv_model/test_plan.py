@@ -22,7 +22,7 @@ from adakv_model.budget import (
     tier_damages,
 )
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
-from adakv_model.controller import Controller
+from adakv_model.controller import FEATURE_SETS
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.plan import ALIGNMENT, LAYOUT_COLUMNS, CachePlan, largest_chunk, left, round_up
@@ -167,14 +167,15 @@ def test_pools_with_their_padding_are_the_layers(plan: CachePlan) -> None:
 
 def build_cache(options: CacheOptions) -> MixedPrecisionCache:
     planned = plan_cache(CONFIG, TABLES, options)
-    controller = Controller(TABLES.scorer, planned.thresholds) if planned.plan.adaptive else None
-    return MixedPrecisionCache(CONFIG, planned.plan, TABLES, controller)
+    return MixedPrecisionCache(CONFIG, planned.plan, TABLES, planned.controller(TABLES))
 
 
 @pytest.mark.parametrize(("context", "window", "kv_bits"), [(512, 32, None), (300, 48, 5.0), (2048, 16, 2.75)])
 def test_bytes_allocated_are_the_buffers_of_an_adaptive_cache(context: int, window: int, kv_bits: float) -> None:
-    cache = build_cache(CacheOptions(context, window, kv_bits=kv_bits))
-    assert cache.plan.bytes_allocated == state_bytes(cache)
+    for features in FEATURE_SETS:
+        cache = build_cache(CacheOptions(context, window, kv_bits=kv_bits, features=features))
+        assert cache.plan.bytes_allocated == state_bytes(cache)
+        assert hasattr(cache, "last_logits") == (features != "fast") == cache.plan.observes
 
 
 @pytest.mark.parametrize("policy", STATIC)
@@ -258,6 +259,7 @@ REFUSED = [
     (CacheOptions(policy="dynamic"), "unknown --kv 'dynamic': one of adaptive, tables, static-2"),
     (CacheOptions(policy="static-4", kv_bits=4.0), "--kv-bits is the budget of --kv adaptive"),
     (CacheOptions(policy="fp16", kv_bits=16.0), "--kv fp16 has a fixed width"),
+    (CacheOptions(features="most"), "unknown --features 'most': one of fast, paper, all"),
     (CacheOptions(window=0), "--window 0 must be at least 1"),
     (CacheOptions(window=-5), "--window -5 must be at least 1"),
     (CacheOptions(window_bits=4), "--window-bits 4 must be 8 or 16"),
@@ -319,6 +321,9 @@ def test_accounting_of_a_small_plan_by_hand() -> None:
     assert plan.fp16_bytes == 20 * 2 * 64 * 2
     assert plan.bits_per_value == 8 * (k + v + 856) / (20 * 128)
     assert plan.lag == 4
+    fast = replace(plan, predictions=False)
+    assert plan.bytes_allocated - fast.bytes_allocated == 40
+    assert [CachePlan.from_manifest(p.to_manifest()).observes for p in (plan, fast)] == [True, False]
 
 
 def test_stored_bits_by_hand() -> None:

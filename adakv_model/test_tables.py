@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from adakv_model.budget import CacheOptions, plan_cache
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
-from adakv_model.controller import ImportanceScorer
+from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.plan_rows import PlanRows
@@ -41,19 +41,17 @@ def random_tables(seed: int = 0, hidden: int = 16, contexts: tuple[int, ...] = (
         v_mean=torch.randn(*units, SMALL.head_dim, generator=g),
         scale_modes=torch.randint(0, 2, (*units, 2), generator=g).to(torch.uint8),
         token_log_frequency=-10 * torch.rand(SMALL.vocab_size, generator=g),
-        scorer=ImportanceScorer(hidden),
-        score_quantiles=torch.linspace(-2, 3, 9),
+        scorers={features: ImportanceScorer(hidden) for features in FEATURE_SETS},
+        score_quantiles={features: torch.linspace(-2 - i, 3, 9) for i, features in enumerate(FEATURE_SETS)},
         feature_quantiles=torch.randn(len(FEATURES), 9, generator=g).sort(dim=1).values,
-        paper_scorer=ImportanceScorer(hidden),
-        paper_quantiles=torch.linspace(-1, 1, 9),
         info={"calibrated": True, "text": {"name": "été.txt", "tokens": 7}},
     )
 
 
 def same_tables(a: CalibrationTables, b: CalibrationTables) -> bool:
-    scorers = ("scorer", "paper_scorer")
-    plain = [f.name for f in fields(CalibrationTables) if f.name not in (*scorers, "info", "rows")]
-    states = [[getattr(t, name).state_dict() for name in scorers] for t in (a, b)]
+    apart = ("scorers", "score_quantiles", "info", "rows")
+    plain = [f.name for f in fields(CalibrationTables) if f.name not in apart]
+    states = [[t.scorers[f].state_dict() | {"q": t.score_quantiles[f]} for f in FEATURE_SETS] for t in (a, b)]
     same_scorers = all(all(map(torch.equal, x.values(), y.values())) for x, y in zip(*states, strict=True))
     same_rows = [r.context for r in a.rows] == [r.context for r in b.rows] and all(
         torch.equal(getattr(x, n), getattr(y, n))
@@ -88,10 +86,15 @@ def test_shipped_tables_fit_the_default_model() -> None:
     assert [rows.context for rows in tables.rows] == [512, 1024, 2048, 4096, DEFAULT.max_position_embeddings]
     assert all(rows.sensitivity.mean().item() == pytest.approx(1.0, abs=1e-3) for rows in tables.rows)
     assert set(tables.scale_modes.unique().tolist()) <= {0, 1}
-    assert all(
-        (q.diff() >= 0).all() for q in (tables.score_quantiles, tables.feature_quantiles, tables.paper_quantiles)
-    )
+    assert all((q.diff() >= 0).all() for q in (*tables.score_quantiles.values(), tables.feature_quantiles))
     assert tables.token_log_frequency.exp().sum().item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("features", FEATURE_SETS)
+def test_shipped_scorers_read_their_own_features(features: str) -> None:
+    weights = CalibrationTables.load(shipped_tables(DEFAULT_MODEL)).scorers[features].hidden.weight
+    used = [name for name, column in zip(FEATURES, weights.T, strict=True) if column.any()]
+    assert set(used) == set(FEATURE_SETS[features])
 
 
 def test_a_missing_file_names_the_script_that_makes_it(tmp_path: Path) -> None:
@@ -120,7 +123,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None
 FOREIGN = {
     "a model": {"model.norm.weight": torch.ones(8)},
     "nothing": {},
-    "a scorer alone": {f"scorer.{k}": v.clone() for k, v in ImportanceScorer().state_dict().items()},
+    "a scorer alone": {f"all.{k}": v.clone() for k, v in ImportanceScorer().state_dict().items()},
 }
 
 
@@ -136,7 +139,7 @@ def test_a_scorer_for_other_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     random_tables().save(path)
     tensors = load_file(path)
-    tensors["scorer.hidden.weight"] = torch.zeros(16, 5)
+    tensors["all.hidden.weight"] = torch.zeros(16, 5)
     save_file(tensors, path)
     with pytest.raises(UserError, match="is not a calibration table file"):
         CalibrationTables.load(path)
@@ -192,7 +195,10 @@ def test_a_cache_uses_the_tables_of_the_shortest_context_that_holds_it(context: 
     tables = random_tables()
     assert tables.at(context).context == expected
     assert [rows.context for rows in tables.only(context).rows] == [expected]
-    config, options = replace(SMALL, max_position_embeddings=512), CacheOptions(min(context, 500), 16, "tables", 5.5)
+    config, options = (
+        replace(SMALL, max_position_embeddings=512),
+        CacheOptions(min(context, 500), 16, "tables", 5.5, departure=1),
+    )
     plan, slim = (plan_cache(config, t, options).plan for t in (tables, tables.only(context)))
     assert tables.for_plan(plan) is tables.at(options.context)
     assert np.array_equal(plan.unit_bits, slim.unit_bits)
@@ -218,22 +224,26 @@ def test_neutral_tables_fit_any_model_and_make_equal_units(config: LlamaConfig) 
 def test_neutral_tables_borrow_the_controller_and_the_frequencies_of_the_same_vocabulary() -> None:
     donor, tables = CalibrationTables.load(shipped_tables(DEFAULT_MODEL)), neutral_tables(DEFAULT)
     assert torch.equal(tables.token_log_frequency, donor.token_log_frequency)
-    assert torch.equal(tables.score_quantiles, donor.score_quantiles)
-    assert all(map(torch.equal, tables.scorer.state_dict().values(), donor.scorer.state_dict().values()))
+    assert tables.score_quantiles.keys() == FEATURE_SETS.keys()
+    for features, scorer in tables.scorers.items():
+        assert torch.equal(tables.score_quantiles[features], donor.score_quantiles[features])
+        assert all(map(torch.equal, scorer.state_dict().values(), donor.scorers[features].state_dict().values()))
 
 
 @MODELS
 @pytest.mark.parametrize("policy", ["adaptive", "static-4"])
 def test_neutral_tables_make_a_plan(config: LlamaConfig, policy: str) -> None:
     kv_bits = 14.0 if policy == "adaptive" else None  # bookkeeping weighs on so small a cache
-    plan = plan_cache(config, neutral_tables(config), CacheOptions(128, 16, policy, kv_bits)).plan
+    plan = plan_cache(config, neutral_tables(config), CacheOptions(128, 16, policy, kv_bits, departure=1)).plan
     assert sum(plan.capacities) == 128 - 1 - 16
 
 
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16", "tables"])
 def test_rows_of_uniform_width_use_a_hadamard_transform_in_the_cache_and_the_simulator(policy: str) -> None:
     tables = random_tables()
-    plan = plan_cache(SMALL, tables, CacheOptions(128, 16, policy, 5.5 if policy == "tables" else None)).plan
+    plan = plan_cache(
+        SMALL, tables, CacheOptions(128, 16, policy, 5.5 if policy == "tables" else None, departure=1)
+    ).plan
     assert plan.banded == (policy == "tables")
     rows, cache = PlanRows(plan, tables), MixedPrecisionCache(SMALL, plan, tables, None)
     rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.at(128).k_transform)

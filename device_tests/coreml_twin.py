@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from adakv_model.artifact import CALIBRATION, Artifact
+from adakv_model.budget import PlannedCache
 from adakv_model.checkpoints import Checkpoint
-from adakv_model.controller import Controller
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.plan import FIRST_TIER, IN_WINDOW
@@ -18,20 +18,19 @@ from adakv_model.tables import CalibrationTables
 from device_tests.coreml_run import CoreMLModel
 from export.coreml_rows import by_channel, unpack_row
 from export.coreml_weights import rounded
+from export.ios import FEATURES_USED
 
 
 def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     """adakv_model.reference over the artifact's plan, tables and thresholds, with the package's own weights."""
     tables = CalibrationTables.load(artifact.folder / CALIBRATION)
-    controller = None
-    if artifact.plan.adaptive:
-        controller = Controller(tables.scorer, tuple(artifact.manifest["controller"]["thresholds"])).eval()
+    planned = PlannedCache(artifact.plan, tuple(artifact.manifest["controller"]["thresholds"]), FEATURES_USED)
     recipe, vocabulary = artifact.manifest["weights"], checkpoint.config.vocab_size
     weights = {
         name: rounded(value, recipe, vocabulary) if value.ndim == 2 else value.half().float()
         for name, value in checkpoint.weights.items()
     }
-    cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, controller)
+    cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, planned.controller(tables))
     for name, value in cache.named_buffers():
         if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_transform", "q_transform")):
             value.copy_(value.half())  # constants of the package are fp16

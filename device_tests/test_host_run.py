@@ -32,8 +32,9 @@ def test_default_artifact_is_small(artifact: Artifact) -> None:
     assert cache["bits_per_value"] <= 3.5
     assert cache["bytes_allocated"] <= 0.30 * cache["fp16_bytes"]
     model = artifact.load()
-    model.step([1])
-    buffers = ["progress", "tiers", "history", "observed", "attention", "last_logits"]
+    assert artifact.manifest["logits"] == "last"
+    assert model.step([1, 2]).shape == (1, 49152)
+    buffers = ["progress", "tiers", "history", "observed", "attention"]
     buffers += [f"cache_{layer}" for layer in range(artifact.plan.n_layers)]
     assert sum(model.state(name).nbytes for name in buffers) == cache["bytes_allocated"], "everything is included"
 

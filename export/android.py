@@ -12,9 +12,9 @@ from adakv_model import native
 from adakv_model.artifact import CALIBRATION, PROGRAM
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
-from adakv_model.controller import Controller
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
+from adakv_model.plan import CachePlan
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
@@ -23,6 +23,7 @@ from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights, 
 
 Stage = Callable[[str], AbstractContextManager[None]]
 STAGES = 6  # how many stages export_android reports
+LOGITS = ("last", "all")  # whose logits a step returns: its last token's, or every token's
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class AndroidOptions:
     embedding: str | None = None  # default_embedding(quantize)
     cache: CacheOptions = field(default_factory=CacheOptions)
     target: str = "android"
+    logits: str | None = None  # `logits_of` says what becomes of it
 
 
 def choose_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
@@ -47,11 +49,25 @@ def choose_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationT
     return find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
 
 
-def build_exportable(checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache) -> Llama:
+def logits_of(wanted: str | None, plan: CachePlan) -> str:
+    """Whose logits a step of the program returns: `last`, the default, or `all`, which a controller that needs the
+    model's predictions forces."""
+    return "all" if plan.observes else wanted or LOGITS[0]
+
+
+def build_exportable(
+    checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache, logits: str = "all"
+) -> Llama:
     """The float model over a mixed-precision cache, as Android runs it (fp32 activations)."""
-    controller = Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
-    cache = MixedPrecisionCache(checkpoint.config, planned.plan, tables, controller)
-    return build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False)
+    cache = MixedPrecisionCache(checkpoint.config, planned.plan, tables, planned.controller(tables))
+    last = logits == "last"
+    return build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=False, last_only=last)
+
+
+def controller_section(planned: PlannedCache) -> dict[str, object]:
+    """`controller` of the manifest: the columns of its input, and the set of those that it uses."""
+    section: dict[str, object] = {"thresholds": list(planned.thresholds), "features": list(FEATURES)}
+    return section | ({"feature_set": planned.features} if planned.plan.adaptive else {})
 
 
 def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict:
@@ -62,7 +78,8 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
             tables = choose_tables(checkpoint, options.tables)
             planned = plan_cache(checkpoint.config, tables, options.cache)
-            plan, model = planned.plan, build_exportable(checkpoint, tables, planned)
+            plan, logits = planned.plan, logits_of(options.logits, planned.plan)
+            model = build_exportable(checkpoint, tables, planned, logits)
             checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
         with stage("quantize weights"):
             embedding = options.embedding or default_embedding(options.quantize)
@@ -88,7 +105,8 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
                 "embedding": embedding,
                 "weights": bits,
                 "calibration": tables.info,
-                "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
+                "logits": logits,
+                "controller": controller_section(planned),
                 "delegates": calls.pop(lowering.DELEGATE, 0),
                 "undelegated_operators": calls,
             }

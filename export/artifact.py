@@ -91,6 +91,7 @@ def write_manifest(
 ) -> dict:
     """manifest.json: model, versions, shapes, cache plan, options, hashes of every other file."""
     config = checkpoint.config
+    returned = 1 if sections.get("logits") == "last" else f"1..{plan.chunk}"
     manifest = {
         "format": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,7 +107,7 @@ def write_manifest(
         "methods": {
             "forward": {
                 "inputs": {"tokens": ["int64", [1, f"1..{plan.chunk}"]], "input_pos": ["int64", [1]]},
-                "outputs": {"logits": ["float32", [1, f"1..{plan.chunk}", config.vocab_size]]},
+                "outputs": {"logits": ["float32", [1, returned, config.vocab_size]]},
             }
         },
         **sections,

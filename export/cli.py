@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, MODELS
+from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.errors import UserError
 from export import android, ios
 from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
@@ -86,11 +88,15 @@ def android_cache(cache: dict) -> list[tuple[str, str]]:
     ]
 
 
-def notes(manifest: dict, random_weights: bool) -> list[str]:
-    """What a user should know about the quality of this export."""
-    if random_weights or manifest["calibration"].get("calibrated") is not False:
-        return []
-    return ["no calibration tables for this checkpoint: run scripts/calibrate.py"]
+def notes(manifest: dict, random_weights: bool, logits: str | None) -> list[str]:
+    """What a user should know about this export. logits: what was asked for."""
+    found = []
+    if not random_weights and manifest["calibration"].get("calibrated") is False:
+        found.append("no calibration tables for this checkpoint: run scripts/calibrate.py")
+    if logits == "last" and manifest.get("logits") == "all":
+        used = manifest["controller"]["feature_set"]
+        found.append(f"--features {used} needs the prediction of every token: exported with --logits all")
+    return found
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -144,6 +150,23 @@ def main(
             show_default=False,
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What --kv adaptive decides by: {', '.join(FEATURE_SETS)}. fast: attention, frequency and repetition;"
+            " paper, all: predictions too, which need the output layer for every token of the prompt."
+            f" [default: {DEFAULT_FEATURES}; Core ML: {ios.FEATURES_USED}]",
+            show_default=False,
+        ),
+    ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose logits a step returns: last (its last token's, all that generation needs) or all (to evaluate"
+            " and compare programs). [default: last; all with --features paper or all, and in Core ML]",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         str, typer.Option(help=f"Weights of a Core ML program: {', '.join(WEIGHTS)} (int4: groups of 32).")
     ] = "int8",
@@ -192,25 +215,36 @@ def main(
             ("--backend", backend, ios.BACKENDS),
             ("--quantize", quantize, RECIPES),
             ("--embedding", embedding, EMBEDDINGS),
+            ("--features", features, FEATURE_SETS),
+            ("--logits", logits, android.LOGITS),
         ):
             if value is not None and value not in allowed:
                 raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
         out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
+        if features is not None and kv != "adaptive":
+            raise UserError(f"--features is what --kv adaptive decides by; --kv {kv} decides nothing: drop it")
         cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)
+        cache = replace(cache, features=features or cache.features)
         source = (model, out, checkpoint, random_weights, tables)
         if target == "ios":
-            apple = ios.IosOptions(*source, deployment_target, weights, backend, quantize, embedding, cache, cache_io)
+            if backend != "xnnpack" and (logits == "last" or features not in (None, ios.FEATURES_USED)):
+                raise UserError(
+                    f"a Core ML program has all logits and --features {ios.FEATURES_USED}: drop --logits and --features"
+                )
+            apple = ios.IosOptions(
+                *source, deployment_target, weights, backend, quantize, embedding, cache, cache_io, logits
+            )
             with stages(ios.STAGES[backend]) as stage:
                 manifest = ios.export_ios(apple, sys.argv, stage)
         else:
-            options = android.AndroidOptions(*source, quantize, embedding, cache)
+            options = android.AndroidOptions(*source, quantize, embedding, cache, logits=logits)
             with stages(android.STAGES) as stage:
                 manifest = android.export_android(options, sys.argv, stage)
     except UserError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     report(manifest, out)
-    for note in notes(manifest, random_weights):
+    for note in notes(manifest, random_weights, logits):
         console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(manifest))

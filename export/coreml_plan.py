@@ -27,7 +27,7 @@ def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCach
     modes = np.where(shared, int(ScaleMode.UNBIASED), int(ScaleMode.RMS)) | int(ScaleMode.HALF)
     plan = replace(planned.plan, scale_modes=modes.repeat(planned.plan.n_kv_heads, axis=1))
     if plan.policy not in BUDGETED:
-        return PlannedCache(plan, planned.thresholds)
+        return replace(planned, plan=plan)
     sensitivity = tables.at(plan.context).sensitivity.double().numpy().sum(1, keepdims=True)  # [L, 1, 2, bands]
     means = np.minimum(tier_means(plan), plan.window_bits)
     widths = np.stack([allocate_unit_bits(sensitivity, float(b)) for b in means], axis=-1)  # [L, 1, 2, K]
@@ -37,7 +37,7 @@ def coarse_plan(planned: PlannedCache, tables: CalibrationTables) -> PlannedCach
             row = RowLayout(k_bits, v_bits, plan.n_kv_heads, plan.head_dim)
             row = _use_padding(row, sensitivity[layer], plan.window_bits)
             widths[layer, 0, :, tier] = row.k_bits, row.v_bits
-    return PlannedCache(replace(plan, unit_bits=widths.repeat(plan.n_kv_heads, axis=1)), planned.thresholds)
+    return replace(planned, plan=replace(plan, unit_bits=widths.repeat(plan.n_kv_heads, axis=1)))
 
 
 def tier_means(plan: CachePlan) -> np.ndarray:

@@ -9,13 +9,11 @@ from adakv_model.artifact import CALIBRATION
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
-from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
-from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
-from export.android import AndroidOptions, Stage, choose_tables, export_android
+from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.coreml_cache import CoreMLCache, CoreMLProgram, check_plan
 from export.coreml_convert import INT8_TARGET
@@ -27,6 +25,7 @@ from export.quiet import quiet
 from export.weights import DEFAULT_RECIPE
 
 BACKENDS = ("coreml", "executorch", "xnnpack")
+FEATURES_USED = "all"  # of FEATURE_SETS: what the Core ML graph computes
 STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
 
 
@@ -36,7 +35,7 @@ class IosOptions:
 
     cache_io: states, or int8 for a cache that the host keeps and passes (coreml_inputs.py).
     backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte
-    of --target android, which is the same file on iOS. quantize and embedding are the latter's.
+    of --target android, which is the same file on iOS. quantize, embedding, logits and cache.features are the latter's.
     """
 
     model: str
@@ -51,6 +50,7 @@ class IosOptions:
     embedding: str | None = None
     cache: CacheOptions = field(default_factory=CacheOptions)
     cache_io: str = FP16.name
+    logits: str | None = None
 
 
 def check_options(options: IosOptions) -> None:
@@ -69,8 +69,7 @@ def build_program(
     checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache, storage: Storage = FP16
 ) -> CoreMLProgram:
     """The float model over the Core ML cache, with the norm that cannot overflow in fp16."""
-    controller = Controller(tables.scorer, planned.thresholds) if planned.plan.adaptive else None
-    cache = CoreMLCache(checkpoint.config, planned.plan, tables, controller, storage)
+    cache = CoreMLCache(checkpoint.config, planned.plan, tables, planned.controller(tables), storage)
     return CoreMLProgram(build_model(checkpoint.config, checkpoint.weights, cache, prescale_norm=True))
 
 
@@ -90,7 +89,8 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
             tables = choose_tables(checkpoint, options.tables)
-            planned = coarse_plan(plan_cache(checkpoint.config, tables, replace(options.cache, departure=1)), tables)
+            cache = replace(options.cache, departure=1, features=FEATURES_USED)
+            planned = coarse_plan(plan_cache(checkpoint.config, tables, cache), tables)
             check_plan(planned.plan, storage)
             program = build_program(checkpoint, tables, planned, storage)
             checkpoint.weights.clear()
@@ -107,7 +107,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
                 "deployment_target": options.deployment_target,
                 "weights": options.weights if options.backend == "coreml" else "fp16",
                 "calibration": tables.info,
-                "controller": {"thresholds": list(planned.thresholds), "features": list(FEATURES)},
+                "controller": controller_section(planned),
                 "core_ml_states": program.cache.layout.to_manifest(),
                 "cache_forms": {s.name: form for s in STORAGES.values() if (form := _form(planned.plan, s))},
             }
@@ -211,4 +211,5 @@ def _android_options(options: IosOptions) -> AndroidOptions:
         options.embedding,
         options.cache,
         target="ios",
+        logits=options.logits,
     )

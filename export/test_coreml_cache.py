@@ -9,7 +9,6 @@ import torch
 
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
 from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
@@ -22,6 +21,7 @@ from export.coreml_control import Status
 from export.coreml_convert import output_types
 from export.coreml_plan import coarse_plan
 from export.coreml_storage import FP16, INT8, Storage
+from export.ios import FEATURES_USED
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
 TOKENS = torch.randint(0, CONFIG.vocab_size, (100,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -48,15 +48,12 @@ def tables() -> CalibrationTables:
 def build(
     tables: CalibrationTables, options: CacheOptions, storage: Storage = FP16
 ) -> tuple[CoreMLProgram, Llama, PlannedCache]:
-    planned = coarse_plan(plan_cache(CONFIG, tables, replace(options, departure=1)), tables)
+    planned = coarse_plan(plan_cache(CONFIG, tables, replace(options, departure=1, features=FEATURES_USED)), tables)
     weights = draw_weights(CONFIG, 0)
 
-    def controller() -> Controller | None:
-        return Controller(tables.scorer, planned.thresholds).eval() if planned.plan.adaptive else None
-
-    core_ml = CoreMLCache(CONFIG, planned.plan, tables, controller(), storage)
+    core_ml = CoreMLCache(CONFIG, planned.plan, tables, planned.controller(tables), storage)
     ours = CoreMLProgram(build_model(CONFIG, weights, core_ml))
-    cache = MixedPrecisionCache(CONFIG, planned.plan, tables, controller())
+    cache = MixedPrecisionCache(CONFIG, planned.plan, tables, planned.controller(tables))
     return ours, build_model(CONFIG, weights, cache), planned
 
 

@@ -28,6 +28,7 @@ from export.coreml_rows import (
 )
 from export.coreml_storage import ALIGNMENT, FP16, INT8, STORAGES, Storage
 from export.coreml_weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
+from export.ios import FEATURES_USED
 
 WIDTHS = (2, 3, 4, 8)
 MIXED = (join_bands((8, 4, 3, 2)), join_bands((4, 3, 3, 2)), join_bands((2, 2, 2, 8)))
@@ -41,7 +42,9 @@ def tables() -> CalibrationTables:
 
 @pytest.fixture(scope="module")
 def planned(tables: CalibrationTables) -> PlannedCache:
-    return coarse_plan(plan_cache(MODELS[MODEL].config, tables, CacheOptions(departure=1)), tables)
+    return coarse_plan(
+        plan_cache(MODELS[MODEL].config, tables, CacheOptions(departure=1, features=FEATURES_USED)), tables
+    )
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 5, 32])
@@ -109,7 +112,9 @@ def test_quantizers_agree_with_the_reference() -> None:
 def plan_of_one_layer() -> CachePlan:
     """Four narrow tiers: plain and mixed widths, plain 8 bits beside 4, both scale modes."""
     config = replace(MODELS[MODEL].config, n_layers=1)
-    plan = plan_cache(config, neutral_tables(config), CacheOptions(kv_bits=10.0, departure=1)).plan
+    plan = plan_cache(
+        config, neutral_tables(config), CacheOptions(kv_bits=10.0, departure=1, features=FEATURES_USED)
+    ).plan
     bits = np.full((1, 3, 2, 5), 8)
     bits[0, :, 0, :4], bits[0, :, 1, :4] = [3, MIXED[0], 8, MIXED[1]], [2, 3, 4, 4]
     modes = np.full((1, 3, 2), int(ScaleMode.HALF))
@@ -157,7 +162,7 @@ def test_heads_share_widths_and_padding_is_used(planned: PlannedCache, tables: C
     assert (plan.unit_bits == plan.unit_bits[:, :1]).all()
     assert (plan.scale_modes == plan.scale_modes[:, :1]).all()
     assert (plan.scale_modes & int(ScaleMode.HALF)).all()
-    fine = plan_cache(MODELS[MODEL].config, tables, CacheOptions(departure=1)).plan
+    fine = plan_cache(MODELS[MODEL].config, tables, CacheOptions(departure=1, features=FEATURES_USED)).plan
     assert plan.capacities == fine.capacities
     assert (tier_means(plan) >= np.minimum(tier_means(fine), plan.window_bits) - 0.05).all()
     layout = StateLayout(plan)
@@ -171,7 +176,10 @@ def test_heads_share_widths_and_padding_is_used(planned: PlannedCache, tables: C
 
 @pytest.mark.parametrize("policy", ["static-2", "static-3", "static-4", "static-8", "fp16"])
 def test_static_plans_have_a_layout(policy: str, tables: CalibrationTables) -> None:
-    planned = coarse_plan(plan_cache(MODELS[MODEL].config, tables, CacheOptions(policy=policy, departure=1)), tables)
+    planned = coarse_plan(
+        plan_cache(MODELS[MODEL].config, tables, CacheOptions(policy=policy, departure=1, features=FEATURES_USED)),
+        tables,
+    )
     layout = StateLayout(planned.plan)
     stored = sum(pool.slots for pool in layout.pools(0))
     assert stored >= planned.plan.context - 1

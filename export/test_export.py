@@ -15,7 +15,9 @@ import torch
 from adakv_model.artifact import Artifact
 from adakv_model.budget import CacheOptions
 from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.controller import FEATURE_SETS
 from adakv_model.errors import UserError
+from adakv_model.generate import prefill
 from adakv_model.testing_checkpoints import SMALL, write_folder
 from device_tests.exporting import ROOT, run_export
 from export.android import AndroidOptions, export_android
@@ -50,13 +52,44 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     assert 4 < manifest["weights"]["bits_per_weight"] < 8
     assert manifest["files"]["model.pte"]["bytes"] > manifest["weights"]["weight_bytes"]
     assert manifest["command"][1:3] == ["--checkpoint", manifest["model"]["source"]["path"]]
+    assert manifest["controller"]["feature_set"] == "fast"
+    assert not any("observe" in name for name in manifest["undelegated_operators"])
+    assert "last_logits" not in manifest["kv_cache"]["bytes"]
+    assert manifest["methods"]["forward"]["outputs"]["logits"][1] == [1, 1, SMALL.vocab_size]
     assert [p.name for p in out.parent.iterdir()] == [out.name], "nothing temporary is left"
     artifact = Artifact(out)
     model = artifact.load()
-    logits = model.prefill(list(range(1, 64)))
-    assert logits.shape == (63, SMALL.vocab_size)
+    logits = prefill(model, list(range(1, 64)))
+    assert logits.shape == (SMALL.vocab_size,)
     assert torch.isfinite(logits).all()
     assert sum(model.tier_counts()) == artifact.plan.left(62) - 1 == 40
+
+
+def test_the_last_logits_are_those_of_all(tiny: tuple[Path, subprocess.CompletedProcess], folder: Path) -> None:
+    """Stepwise, and every set of features in a program: those with predictions return all logits, asked or not."""
+    small = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "10")
+    last = Artifact(tiny[0]).load()
+    with pytest.raises(UserError, match="returns the logits of a step's last token only: export with --logits all"):
+        last.prefill([1, 2, 3])
+    for features in FEATURE_SETS:
+        out = tiny[0].parent.parent / "sets" / features
+        wanted = "all" if features == "fast" else "last"
+        done = run_export(*small, "--features", features, "--logits", wanted, "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        assert ("needs the prediction of every token: exported with --logits all" in done.stderr) == (wanted == "last")
+        artifact = Artifact(out)
+        model = artifact.load()
+        assert artifact.all_logits
+        assert model.plan.observes == (features != "fast")
+        expected = model.prefill(list(range(1, 64)))
+        assert expected.shape == (63, SMALL.vocab_size)
+        if features == "fast":
+            last.reset()
+            start = 0
+            for count in last.plan.chunks(0, 63):
+                row = last.step(list(range(1 + start, 1 + start + count)))
+                start += count
+                assert torch.equal(row, expected[start - 1 : start])
 
 
 def test_an_existing_artifact_is_replaced_only_on_success(
@@ -76,6 +109,10 @@ def test_an_existing_artifact_is_replaced_only_on_success(
         (("--kv-bits", "1.5"), "--kv-bits 1.5 is impossible at context 2048"),
         (("--kv-bits", "20"), "choose between"),
         (("--kv", "static-4", "--kv-bits", "4"), "--kv static-4 has a fixed width"),
+        (("--features", "most"), "unknown --features 'most': one of fast, paper, all"),
+        (("--logits", "some"), "unknown --logits 'some': one of last, all"),
+        (("--kv", "static-4", "--features", "all"), "--kv static-4 decides nothing: drop it"),
+        (("--target", "ios", "--logits", "last"), "drop --logits and --features"),
         (("--context", "17"), "--context 17 must be at least 21 with --window 16"),
         (("--context", "100000"), "more than the 8192 positions"),
         (("--quantize", "int3"), "unknown --quantize 'int3': one of 8da4w-asym, 8da8w"),

@@ -23,9 +23,10 @@ from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig
-from adakv_model.controller import ImportanceScorer
+from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
+from adakv_model.plan import largest_chunk
 from adakv_model.reference import FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, RowTables, reading_gains, shipped_tables
 from training import cli
@@ -51,7 +52,8 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = DEFAULT_WINDOW,
-    chunk: Annotated[int, typer.Option(help="Tokens that leave the window at a time.", min=1)] = DEFAULT_CHUNK,
+    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_CHUNK,
+    departure: Annotated[int, typer.Option(help="Tokens that leave the window together.", min=1)] = DEFAULT_CHUNK,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
@@ -59,7 +61,7 @@ def main(
     """Measure a checkpoint's calibration tables on a text."""
     cli.check_output(out)
     cli.set_threads(threads)
-    settings = checked_settings(context, window, chunk, seed)
+    settings = checked_settings(context, window, chunk, departure, seed)
     loaded = load_checkpoint(model, path=checkpoint)
     source = read_tokens(text_file, loaded)
     windows = cut_windows(source.ids, tokens, context)
@@ -98,10 +100,13 @@ def main(
     typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
 
 
-def checked_settings(context: int, window: int, chunk: int, seed: int) -> Settings:
-    if not window + chunk < context:
-        raise UserError(f"need window + chunk < context, not {window}, {chunk}, {context}")
-    return Settings(context, window, chunk, seed)
+def checked_settings(context: int, window: int, chunk: int, departure: int, seed: int) -> Settings:
+    if chunk > largest_chunk(window, departure):
+        limit = "--window" if departure == 1 else "--departure"
+        raise UserError(f"--chunk {chunk} must be at most {limit}, {largest_chunk(window, departure)}")
+    if window + departure >= context:
+        raise UserError(f"--context {context} must be more than --window {window} + --departure {departure}")
+    return Settings(context, window, chunk, departure, seed)
 
 
 def has_second_sample(index: int) -> bool:
@@ -154,7 +159,7 @@ def _keys(
 
 def donor(out: Path) -> dict[str, Any]:
     """The shipped controllers, which transfer between checkpoints better than none; constant ones if there are none."""
-    names = ("scorer", "score_quantiles", "feature_quantiles", "paper_scorer", "paper_quantiles")
+    names = ("scorers", "score_quantiles", "feature_quantiles")
     path = shipped_tables(DEFAULT_CONTROLLER)
     if path.is_file() and path.resolve() != out.resolve():
         tables = CalibrationTables.load(path)
@@ -162,10 +167,12 @@ def donor(out: Path) -> dict[str, Any]:
     scorer = ImportanceScorer()
     for parameter in scorer.parameters():
         torch.nn.init.zeros_(parameter)
-    empty = torch.zeros(QUANTILES)
-    return dict(
-        zip(names, (scorer.requires_grad_(False), empty, empty.repeat(len(FEATURES), 1), scorer, empty), strict=True)
-    )
+    scorer.requires_grad_(False)
+    return {
+        "scorers": dict.fromkeys(FEATURE_SETS, scorer),
+        "score_quantiles": dict.fromkeys(FEATURE_SETS, torch.zeros(QUANTILES)),
+        "feature_quantiles": torch.zeros(len(FEATURES), QUANTILES),
+    }
 
 
 def sensitivity_report(damage: Tensor) -> dict[str, float]:

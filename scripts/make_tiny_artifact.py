@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from adakv_model.budget import CacheOptions
 from adakv_model.checkpoint_weights import draw_weights
 from adakv_model.config import get_model
-from export.android import AndroidOptions, export_android
+from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
+from export.android import LOGITS, AndroidOptions, export_android
 from export.weights import DEFAULT_RECIPE, RECIPES
 
 CONTEXT = 256
@@ -51,6 +52,8 @@ def write_checkpoint(folder: Path) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="Artifact folder to write.")],
     quantize: Annotated[str, typer.Option(help=f"Weights: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
+    features: Annotated[str, typer.Option(help=f"Of the controller: {', '.join(FEATURE_SETS)}.")] = DEFAULT_FEATURES,
+    logits: Annotated[str, typer.Option(help=f"Of a step: {', '.join(LOGITS)}.")] = LOGITS[0],
 ) -> None:
     """Write the artifact."""
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +63,8 @@ def main(
             checkpoint=Path(folder),
             out=out,
             quantize=quantize,
-            cache=CacheOptions(context=CONTEXT, window=16, chunk=8, kv_bits=6.0),
+            cache=CacheOptions(context=CONTEXT, window=16, chunk=8, kv_bits=6.0, features=features),
+            logits=logits,
         )
         export_android(options, sys.argv, lambda name: nullcontext())
 

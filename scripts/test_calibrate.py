@@ -15,6 +15,7 @@ import calibrate
 from adakv_model.corpus import cut_windows
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model, rope_tables
+from adakv_model.plan import left
 from adakv_model.tables import CalibrationTables
 from training import collect
 from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
@@ -28,23 +29,24 @@ def run(folder: Path, tables: Path, **changes: Any) -> CalibrationTables:
     return CalibrationTables.load(tables)
 
 
-def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors() -> None:
+@pytest.mark.parametrize("departure", [1, 32])
+def test_far_gradients_equal_those_of_a_model_with_separate_far_tensors(departure: int) -> None:
     """The construction of docs/training.md: near pairs read k_near, v_near, far pairs k_far, v_far."""
     torch.manual_seed(0)
-    count, window, departure = 150, 10, 16  # more than two blocks of queries
+    count, window = 150, 10  # more than two blocks of queries
     q, k, v = torch.randn(2, 3, count, 16), torch.randn(2, count, 16), torch.randn(2, count, 16)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     trace = LayerTrace.zeros(count, torch.zeros(2, 2, count))
-    out = _Attention.apply(
-        *leaves, trace, _Geometry(torch.zeros(2, 16), window, departure, 5, *rope_tables(CONFIG, count))
-    )
+    geometry = _Geometry(torch.zeros(2, 16), window, departure, 5, *rope_tables(CONFIG, count))
+    out = _Attention.apply(*leaves, trace, geometry)
     direction = torch.randn_like(out)
     dq, dk, dv = torch.autograd.grad(out, leaves, direction)
 
     age = torch.arange(count).unsqueeze(1) - torch.arange(count)
     q2, *rows = (x.clone().requires_grad_() for x in (q, k, k, v, v))
     k_near, k_far, v_near, v_far = rows
-    far = torch.arange(count) <= torch.arange(count).unsqueeze(1) // departure * departure - window
+    query = torch.arange(count).unsqueeze(1)
+    far = torch.arange(count) <= query // departure * departure - window
     far_scores, near_scores = (torch.einsum("hgtd,hnd->hgtn", q2, x) for x in (k_far, k_near))
     scores = torch.where(far, far_scores, near_scores)
     p = scores.masked_fill(age < 0, -torch.inf).softmax(-1)
@@ -75,20 +77,22 @@ def test_tracing_cache_gives_the_logits_of_the_float_cache() -> None:
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
-def test_damage_predicts_the_loss_that_noise_adds() -> None:
+@pytest.mark.parametrize("departure", [1, 4])
+def test_damage_predicts_the_loss_that_noise_adds(departure: int) -> None:
     """Summed over tokens, damage * variance is the KL divergence that Gaussian noise on far rows causes."""
     torch.manual_seed(3)
     count, window, noise, draws = 32, 6, 0.02, 40
     tokens = torch.randint(WORDS, (1, count))
     means = torch.zeros(2, CONFIG.n_layers, CONFIG.n_kv_heads, CONFIG.head_dim)
-    tracing = TracingCache(CONFIG, count, means[0], means[1], window, 0)
+    tracing = TracingCache(CONFIG, count, means[0], means[1], window, 0, departure)
     model = build_model(CONFIG, tiny_weights(), tracing)
     predicted = 0.0
     for seed in range(draws):
         record = collect.trace_window(model, tracing, tokens[0], torch.zeros(WORDS + 1), [seed])
         predicted += float(record.damage[0].sum()) * noise**2 / draws
     assert not record.damage[..., 0].any()
-    assert not record.damage[..., count - window :].any()
+    assert not record.damage[..., left(count - 1, window, departure) :].any()
+    assert record.damage[0][..., 1 : left(count - 1, window, departure)].all()
 
     class Noisy(FloatCache):
         amount = 0.0
@@ -103,10 +107,11 @@ def test_damage_predicts_the_loss_that_noise_adds() -> None:
             ]
             far_rows = [torch.cat((x[:, :1], y[:, 1:]), dim=1) for x, y in zip(rows, far_rows, strict=True)]
             age = plan.unsqueeze(1) - plan
+            gone = plan < plan.unsqueeze(1) // departure * departure - window + 1
             far_scores, near_scores = (q @ x.transpose(1, 2) / 4 for x in (far_rows[0], rows[0]))
-            scores = torch.where(age >= window, far_scores, near_scores)
+            scores = torch.where(gone, far_scores, near_scores)
             p = scores.masked_fill(age < 0, -torch.inf).softmax(-1)
-            out = (p * (age >= window)) @ far_rows[1] + (p * (age < window)) @ rows[1]
+            out = (p * gone) @ far_rows[1] + (p * ~gone) @ rows[1]
             return out.transpose(0, 1).reshape(1, count, -1)
 
     noisy = Noisy(CONFIG, count)
@@ -184,8 +189,8 @@ def test_windows_are_spread_and_do_not_overlap() -> None:
         ({"text": "missing.txt"}, "cannot read missing.txt"),
         ({"tokens": 100000}, "the text has 640 tokens, fewer than the 99,968 asked for"),
         ({"tokens": 10}, "less than one window"),
-        ({"chunk": 56}, "need window + chunk < context"),
-        ({"window": 60}, "need window + chunk < context"),
+        ({"chunk": 9}, "--chunk 9 must be at most --departure, 4"),
+        ({"window": 63}, "--context 64 must be more than --window 63 + --departure 4"),
         ({"out": "tables.bin"}, "must end in .safetensors"),
         ({"out": "no/such/folder/t.safetensors"}, "does not exist"),
         ({"checkpoint": "no/such/checkpoint"}, "does not exist"),

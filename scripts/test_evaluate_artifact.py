@@ -24,9 +24,20 @@ def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A static-3 program with float weights."""
     folder = tmp_path_factory.mktemp("artifact") / "static-3"
     cache = CacheOptions(context=64, window=8, policy="static-3")
-    options = AndroidOptions("tiny", folder, tiny_folder, quantize="none", embedding="none", cache=cache)
+    options = AndroidOptions("tiny", folder, tiny_folder, quantize="none", embedding="none", cache=cache, logits="all")
     export_android(options, sys.argv, lambda name: nullcontext())
     return folder
+
+
+def changed(artifact: Path, copy: Path, **sections: Any) -> Path:
+    """A copy with other sections in its manifest."""
+    copy.mkdir()
+    for file in artifact.iterdir():
+        if file.name != MANIFEST:
+            (copy / file.name).symlink_to(file)
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(manifest | sections))
+    return copy
 
 
 def run(checkpoint: Path, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
@@ -62,17 +73,21 @@ def test_a_program_against_itself_differs_by_nothing(
 def test_a_program_of_other_weights_is_refused(
     artifact: Path, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in artifact.iterdir():
-        (other / file.name).symlink_to(file)
-    manifest = json.loads((artifact / MANIFEST).read_text())
-    manifest["model"]["source"]["sha256"] = "0" * 64
-    (other / MANIFEST).unlink()
-    (other / MANIFEST).write_text(json.dumps(manifest))
+    model = json.loads((artifact / MANIFEST).read_text())["model"]
+    model["source"]["sha256"] = "0" * 64
+    other = changed(artifact, tmp_path / "other", model=model)
     done = CliRunner().invoke(evaluate.app, arguments(tiny_folder, tiny_data, tmp_path, artifact=other))
     assert done.exit_code == 2
     assert "exported from other weights" in done.stderr
+
+
+def test_a_program_with_the_last_logits_is_refused(
+    artifact: Path, tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    other = changed(artifact, tmp_path / "other", logits="last")
+    done = CliRunner().invoke(evaluate.app, arguments(tiny_folder, tiny_data, tmp_path, artifact=other))
+    assert done.exit_code == 2
+    assert "returns the logits of a step's last token only: export with --logits all" in done.stderr
 
 
 def test_lm_eval_generates_with_the_program(artifact: Path, tiny_folder: Path) -> None:

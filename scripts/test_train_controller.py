@@ -15,10 +15,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import train_controller
-from adakv_model.controller import Controller, ImportanceScorer
+from adakv_model.controller import FEATURE_SETS, Controller, ImportanceScorer
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import build_model
-from adakv_model.plan import CachePlan
+from adakv_model.plan import BLOCK, CachePlan, round_up
 from adakv_model.quantizer import GAUSSIAN_MSE
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, neutral_tables
@@ -28,8 +28,9 @@ from training.attention import TracingCache
 from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
+@pytest.mark.parametrize("departure", [1, 4])
 @pytest.mark.parametrize("chunks", [(4,) * 12, (1,) * 48, (3, 1, 4, 2, 2) * 4])
-def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
+def test_features_equal_those_of_the_cache(chunks: tuple[int, ...], departure: int) -> None:
     """The mixed-precision cache with 16 bits everywhere sees what the float model sees, in any chunking."""
     count, window, chunk = sum(chunks), 8, 4
     tokens = torch.randint(WORDS, (1, count), generator=torch.Generator().manual_seed(4))
@@ -37,17 +38,19 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     mean = torch.zeros(CONFIG.n_layers, CONFIG.n_kv_heads, CONFIG.head_dim)
     units = (CONFIG.n_layers, CONFIG.n_kv_heads, 2)
     scorer = ImportanceScorer()
-    tables = dataclasses.replace(neutral_tables(CONFIG), scorer=scorer, token_log_frequency=frequency)
-    tiers = (48, 0)  # 36 leave
+    tables = dataclasses.replace(neutral_tables(CONFIG), scorers={"all": scorer}, token_log_frequency=frequency)
+    settings = collect.Settings(count, window, chunk, departure)
+    held = settings.departing.stop - 1
+    tiers = (held if departure == 1 else round_up(held, BLOCK), 0)
     shape = {name: getattr(CONFIG, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     plan = CachePlan(
         context=count,
         window=window,
         window_bits=16,
         chunk=chunk,
-        departure=chunk,
         tier_bits=(16, 16),
         capacities=tiers,
+        departure=departure,
         unit_bits=np.full((*units, 2), 16),
         scale_modes=np.zeros(units, dtype=np.int64),
         **shape,
@@ -60,14 +63,14 @@ def test_features_equal_those_of_the_cache(chunks: tuple[int, ...]) -> None:
     with torch.no_grad():
         for p, n in zip(starts, chunks, strict=False):
             model(tokens[:, p : p + n], torch.tensor([p]))
-    ends = itertools.pairwise(itertools.accumulate(chunks, initial=0))
-    counts = [plan.left(q - 1) - plan.left(p - 1) for p, q in ends]
-    at_departure = torch.cat([rows[:n] for rows, n in zip(seen, counts, strict=True)])
+            seen[-1] = seen[-1][: plan.left(p + n - 1) - plan.left(p - 1)]
+    at_departure = torch.cat(seen)
 
-    tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag, chunk)
+    assert settings.lag == plan.lag
+    tracing = TracingCache(CONFIG, count, mean, mean, window, plan.lag, departure)
     traced = build_model(CONFIG, tiny_weights(), tracing)
     features = collect.trace_window(traced, tracing, tokens[0], frequency, []).features
-    expected = features[collect.Settings(count, window, chunk).departing]
+    expected = features[settings.departing]
     torch.testing.assert_close(at_departure, expected, rtol=5e-3, atol=5e-3)
     assert (expected.std(0) > 0.05).all()  # no column is trivially equal
 
@@ -134,7 +137,7 @@ def test_spearman_averages_ties() -> None:
 
 
 def train_arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
-    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "9,10,12", **changes})
+    options = arguments(folder, tables, **{"steps": 20, "on-policy": 3, "budgets": "9,12,15", **changes})
     options[options.index("--out")] = "--tables"
     return options
 
@@ -147,13 +150,15 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
         result = CliRunner().invoke(train_controller.app, train_arguments(tiny_folder, tables))
         assert result.exit_code == 0, result.output
         after = CalibrationTables.load(tables)
-        scorers.append(after.scorer.state_dict())
-    for name, value in scorers[0].items():
-        assert torch.equal(value, scorers[1][name])
+        scorers.append(after.scorers)
+    for features in FEATURE_SETS:
+        first, second = (kept[features].state_dict() for kept in scorers)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert torch.equal(before.rows[0].sensitivity, after.rows[0].sensitivity)
-    assert len(after.score_quantiles) == 257
-    assert (after.score_quantiles.diff() >= 0).all()
-    assert after.score_quantiles[0] < after.score_quantiles[-1]
+    for quantiles in after.score_quantiles.values():
+        assert len(quantiles) == 257
+        assert (quantiles.diff() >= 0).all()
+        assert quantiles[0] < quantiles[-1]
     log = json.loads((tmp_path / "t.json").read_text())
     assert log == after.info
     assert log["controller"] == "trained"
@@ -161,9 +166,9 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
     assert set(log["training"]["held_out"]) == set(train_controller._ablations())
     tuned = log["training"]["on_policy"]
     assert [entry["step"] for entry in tuned["log"]] == [0, 1, 2]
-    assert set(tuned["divergence"]["held_out"]) == {"fitted", "paper's four", "tuned"}
+    assert set(tuned["divergence"]["held_out"]) == {"fitted", "fast", "paper", "tuned"}
     assert "captured" in result.output
-    assert "paper's four" in result.output
+    assert "paper" in result.output
 
 
 def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder: Path, tmp_path: Path) -> None:

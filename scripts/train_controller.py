@@ -1,7 +1,7 @@
 """Train the cache's controller: token features -> importance score, for calibration tables that exist.
 
 in:  a checkpoint, a text, and the tables that scripts/calibrate.py wrote
-out: the same tables with scorer and score_quantiles (in place or --out), and FILE.json, a log of the results
+out: the same tables with a scorer for each feature set (in place or --out), and FILE.json, a log of the results
 
     python scripts/train_controller.py --text wikitext2_valid.txt.gz --tokens 65536 --tables t.safetensors
 
@@ -26,10 +26,9 @@ from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoint_sources import default_cache_dir
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
-from adakv_model.controller import ImportanceScorer
+from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
-from adakv_model.policies import PAPER_FEATURES
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
 from calibrate import checked_settings, has_second_sample
@@ -42,7 +41,6 @@ FIT_SEEDS = 3  # fits of every ablation; the first is kept, the others show the 
 BUDGETS = "2.5,2.75,3.25,4"
 STEP_TOKENS = 1024  # of an on-policy step, and of the windows that judge it
 JUDGED = 4  # windows on which the tuned score is compared with the fitted one
-PREDICTIONS = ("confidence", "entropy", "surprisal")  # what needs the logits of every token, in prefill too
 
 #: What a token's score stands for: its share of every unit's damage, summed over units. "damage" weighs units by
 #: their measured sensitivity: right where all units of a tier are equally wide. "equalised" weighs them alike: right
@@ -80,7 +78,8 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
     window: Annotated[int, typer.Option(help="Newest tokens that the cache keeps at 8 bits.", min=1)] = DEFAULT_WINDOW,
-    chunk: Annotated[int, typer.Option(help="Tokens that leave the window at a time.", min=1)] = DEFAULT_CHUNK,
+    chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_CHUNK,
+    departure: Annotated[int, typer.Option(help="Tokens that leave the window together.", min=1)] = DEFAULT_CHUNK,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets and of the fit.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
     on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit.", min=0)] = 0,
@@ -92,7 +91,7 @@ def main(
     out = out or tables
     cli.check_output(out)
     cli.set_threads(threads)
-    settings = checked_settings(context, window, chunk, seed)
+    settings = checked_settings(context, window, chunk, departure, seed)
     bits = tuple(numbers("--budgets", budgets))
     calibrated = CalibrationTables.load(tables)
     loaded = load_checkpoint(model, path=checkpoint)
@@ -136,8 +135,8 @@ def main(
 
 
 def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTables, steps: int) -> dict:
-    """Choose loss and label on the selection windows, fit on all but the held-out ones, and put the scorer
-    and its quantiles into `tables`. Of every four windows two fit, one selects and one is held out."""
+    """Choose loss and label on the selection windows, fit on all but the held-out ones, and put the scorers
+    and their quantiles into `tables`. Of every four windows two fit, one selects and one is held out."""
     parts = {
         "fit": [r for i, r in enumerate(records) if i % 4 < 2],
         "select": [r for i, r in enumerate(records) if i % 4 == 2],
@@ -165,12 +164,10 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
         recipes = [fit.Recipe(best[0], columns, steps, seed=settings.seed + i) for i in range(FIT_SEEDS)]
         fits[name] = [fit.fit_scorer(split["train"].features, split["train"].labels[best[1]], r) for r in recipes]
     scores = {name: [scorer(held.features)[:, 0] for scorer in scorers] for name, scorers in fits.items()}
-    tables.scorer = fits["all features"][0]
     everything = torch.cat([split["train"].features, held.features])
-    tables.score_quantiles = fit.quantiles(tables.scorer(everything)[:, 0])
+    tables.scorers = {name: fits[name][0] for name in FEATURE_SETS}
+    tables.score_quantiles = {name: fit.quantiles(s(everything)[:, 0]) for name, s in tables.scorers.items()}
     tables.feature_quantiles = torch.stack([fit.quantiles(column) for column in everything.T])
-    tables.paper_scorer = fits["paper's four"][0]
-    tables.paper_quantiles = fit.quantiles(tables.paper_scorer(everything)[:, 0])
     singles = {name: fit.spearman(held.features[:, i], held.labels["damage"]) for i, name in enumerate(FEATURES)}
     return {
         "chosen": {"loss": best[0], "label": best[1]},
@@ -184,7 +181,9 @@ def train(records: list[WindowRecord], settings: Settings, tables: CalibrationTa
             name: fit.by_window(by_seed[0], held.labels[LABELS[0]], held_windows) for name, by_seed in scores.items()
         },
         "held_out_equalised": {name: _on(held, by_seed[0], label=LABELS[1]) for name, by_seed in scores.items()},
-        "held_out_by_mean_bits": {str(b): _on(held, scores["all features"][0], b) for b in (2.25, 2.5, 3.0, 3.5, 4.0)},
+        "held_out_by_mean_bits": {
+            name: {str(b): _on(held, scores[name][0], b) for b in (2.25, 2.5, 3.0, 3.5, 4.0)} for name in FEATURE_SETS
+        },
         "feature_spearman": singles,
     }
 
@@ -198,9 +197,10 @@ def tune(
     policy: OnPolicy,
     work: Path,
 ) -> dict:
-    """Train the scorer further on the loss itself; keep it if better on the selection windows by two standard errors.
+    """Train the scorer of all features further on the loss itself; keep it if better on the selection windows by two
+    standard errors.
 
-    Divergences are in nats a token, by budget, of the fitted, the paper's and the tuned score.
+    Divergences are in nats a token, by budget, of the fitted, the fast, the paper's and the tuned score.
     """
     judges = {
         name: Judge(checkpoint, tables, windows[rest::4][:JUDGED, : policy.tokens])
@@ -208,8 +208,8 @@ def tune(
     }
     judged_at = policy.budgets[1:3]
     pool = torch.cat([r.features[settings.departing] for r in records])
-    candidates = {"fitted": tables, "paper's four": with_paper_scorer(tables)}
-    tuned = replace(tables)
+    candidates = {"fitted": tables} | {name: with_scorer_of(name, tables) for name in ("fast", "paper")}
+    tuned = replace(tables, scorers=dict(tables.scorers), score_quantiles=dict(tables.score_quantiles))
     log = Trainer(checkpoint, tuned, windows[[i for i in range(len(windows)) if i % 4 < 2]], pool, policy, work).run()
     candidates["tuned"] = tuned
     kl = {
@@ -222,12 +222,16 @@ def tune(
     gain = {part: {b: summary(rows["tuned"][b], rows["fitted"][b]) for b in rows["tuned"]} for part, rows in kl.items()}
     kept = sum(row["log_ratio"] + 2 * row["standard_error"] for row in gain["select"].values()) < 0
     if kept:
-        tables.scorer, tables.score_quantiles = tuned.scorer, tuned.score_quantiles
+        tables.scorers, tables.score_quantiles = tuned.scorers, tuned.score_quantiles
     return {"kept": kept, "tuned_over_fitted": gain, "divergence": kl, "log": log, **asdict(policy)}
 
 
-def with_paper_scorer(tables: CalibrationTables) -> CalibrationTables:
-    return replace(tables, scorer=tables.paper_scorer, score_quantiles=tables.paper_quantiles)
+def with_scorer_of(features: str, tables: CalibrationTables) -> CalibrationTables:
+    """The tables with one set's scorer in the place of that of all features."""
+    scorers = tables.scorers | {"all": tables.scorers[features]}
+    return replace(
+        tables, scorers=scorers, score_quantiles=tables.score_quantiles | {"all": tables.score_quantiles[features]}
+    )
 
 
 def summary(mine: list[float], other: list[float]) -> dict[str, float]:
@@ -252,11 +256,8 @@ def _on(split: Split, score: Tensor, mean_bits: float = 3.0, label: str = LABELS
 
 
 def _ablations() -> dict[str, tuple[int, ...]]:
-    columns = {"all features": tuple(range(len(FEATURES)))}
-    columns |= {f"without {name}": fit.without(name) for name in FEATURES}
-    columns["without predictions"] = fit.only([n for n in FEATURES if n not in PREDICTIONS])
-    columns["paper's four"] = fit.only(PAPER_FEATURES)
-    return columns
+    columns = {name: fit.only(features) for name, features in FEATURE_SETS.items()}
+    return columns | {f"without {name}": fit.without(name) for name in FEATURES}
 
 
 def show(results: dict) -> None:
@@ -268,7 +269,7 @@ def show(results: dict) -> None:
         by_seed = results["held_out_by_seed"][name]
         columns = [f"{row[key]:.3f}" for key in ("score_over_static", "captured", "spearman")]
         table.add_row(name, columns[0], f"{min(by_seed):.3f} .. {max(by_seed):.3f}", *columns[1:])
-    full = results["held_out"]["all features"]
+    full = results["held_out"]["all"]
     for name in ("random", "oracle_other_sample", "oracle"):
         table.add_row(name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", "", "")
     Console().print(table)

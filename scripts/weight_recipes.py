@@ -180,6 +180,7 @@ class Scorer:
         manifest = artifact.manifest
         if manifest["target"] == "ios" and manifest["backend"] == "coreml":
             return self._package(artifact)
+        artifact.require_all_logits()
         if artifact.plan.context < self.context:
             raise UserError(
                 f"the artifact holds {artifact.plan.context} tokens: pass --context {artifact.plan.context}"

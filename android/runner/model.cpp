@@ -102,7 +102,7 @@ const float* Model::step(const std::vector<int64_t>& tokens) {
   if (!result.ok()) fail("the program failed at position " + std::to_string(position_), result.error());
   position_ += int64_t(tokens.size());
   const auto& logits = (*result)[0].toTensor();
-  return logits.const_data_ptr<float>() + int64_t(tokens.size() - 1) * vocabulary_;
+  return logits.const_data_ptr<float>() + (logits.numel() - vocabulary_);  // a program has all rows, or the last
 }
 
 int64_t Model::attribute_bytes(const std::string& name) {

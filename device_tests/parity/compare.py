@@ -107,7 +107,8 @@ def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSy
 def state_names(model: HostModel) -> list[str]:
     """Every buffer that the program keeps between steps."""
     names = ["progress", "tiers", "attention", *(f"cache_{layer}" for layer in range(model.plan.n_layers))]
-    return names + (["history", "observed", "last_logits"] if model.plan.adaptive else [])
+    names += ["history", "observed"] if model.plan.adaptive else []
+    return names + (["last_logits"] if model.plan.observes else [])
 
 
 def snapshot(model: HostModel) -> dict[str, Tensor]:

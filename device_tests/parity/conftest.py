@@ -10,6 +10,7 @@ import torch
 
 from adakv_model.artifact import Artifact, HostModel
 from adakv_model.checkpoints import Checkpoint
+from adakv_model.errors import UserError
 from device_tests.exporting import export_once
 from device_tests.parity.eager import checkpoint_of
 
@@ -30,12 +31,19 @@ def export_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
 
 @pytest.fixture(scope="session")
 def artifact(request: pytest.FixtureRequest, export_artifact: Callable[..., Artifact]) -> Artifact:
-    """float: float weights and a context that the text fills, so tiers fill and spill. default: as users get it."""
+    """float: float weights, every feature, and a context that the text fills, so tiers fill and spill. default: as
+    users get it, but for the logits of every token."""
     if request.param == "float":
-        return export_artifact("--quantize", "none", "--embedding", "none", "--context", "600")
+        options = ("--quantize", "none", "--embedding", "none", "--context", "600")
+        return export_artifact(*options, "--features", "all")
     if request.param == "default":
-        return export_artifact()
-    return Artifact(Path(request.param))
+        return export_artifact("--logits", "all")
+    given = Artifact(Path(request.param))
+    try:
+        given.require_all_logits()
+    except UserError as error:
+        pytest.exit(f"error: {error}", returncode=2)
+    return given
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adakv_model.artifact import CALIBRATION, Artifact
 from adakv_model.budget import PlannedCache
 from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.controller import DEFAULT_FEATURES
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from adakv_model.tables import CalibrationTables
@@ -23,8 +24,10 @@ def checkpoint_of(artifact: Artifact) -> Checkpoint:
 def quantized_twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     """Reference kernels, the artifact's own plan and thresholds, and its weight quantization in torch."""
     tables = CalibrationTables.load(artifact.folder / CALIBRATION)
-    thresholds = tuple(artifact.manifest["controller"]["thresholds"])
-    model = build_exportable(checkpoint, tables, PlannedCache(artifact.plan, thresholds))
+    controller = artifact.manifest["controller"]
+    features = controller.get("feature_set", DEFAULT_FEATURES)
+    planned = PlannedCache(artifact.plan, tuple(controller["thresholds"]), features)
+    model = build_exportable(checkpoint, tables, planned)
     quantize_weights(model, artifact.manifest["quantize"], artifact.manifest["embedding"])
     return model
 

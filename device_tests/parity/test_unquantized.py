@@ -28,7 +28,9 @@ def hugging_face(artifact: Artifact) -> transformers.LlamaForCausalLM:
 
 
 def test_logits_equal_transformers_within_a_hundredth(export_artifact: Callable[..., Artifact]) -> None:
-    artifact = export_artifact("--kv", "fp16", "--quantize", "none", "--embedding", "none", "--context", "900")
+    artifact = export_artifact(
+        "--kv", "fp16", "--quantize", "none", "--embedding", "none", "--context", "900", "--logits", "all"
+    )
     tokens = artifact.codec.encode(TEXT)[:600]
     assert len(tokens) >= 512
     theirs, model = hugging_face(artifact), artifact.load()

@@ -11,6 +11,9 @@ from typing import Any
 #: Families in drawing order: label, colour, marker, whether their points form a curve.
 STYLES = {
     "adaptive": ("adaptive (learned)", "#c1272d", "o", True),
+    "adaptive-fast": ("adaptive, fast features", "#e0555a", ".", True),
+    "adaptive-paper": ("adaptive, the paper's features", "#f0a0a3", "p", True),
+    "adaptive-all": ("adaptive, all features", "#7d1a1e", "h", True),
     "tables": ("tables, no choice by token", "#e08a00", "^", True),
     "static": ("static (plain age rule)", "#1f4e9c", "s", True),
     "random": ("random", "#8c8c8c", "x", True),
@@ -49,7 +52,7 @@ def points(rows: Sequence[dict[str, Any]], task: str, contexts: Sequence[int]) -
     made = [
         Point(
             context=row["context"],
-            family=row["policy"].split("-")[0],
+            family=row["policy"] if row["policy"] in STYLES else row["policy"].split("-")[0],
             title=row["policy"] + (f" {row['kv_bits']:g}" if row["kv_bits"] else ""),
             bits=row["total_bits"],
             loss_diff=row["loss_diff"],

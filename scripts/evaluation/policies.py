@@ -73,8 +73,8 @@ class Tables:
         if family not in ("static", "recency"):
             parts += [rows.k_transform, rows.sensitivity]
         if family not in ("static", "recency", "tables"):
-            parts += [t.token_log_frequency, t.score_quantiles, t.feature_quantiles, t.paper_quantiles]
-            parts += [*t.scorer.state_dict().values(), *t.paper_scorer.state_dict().values()]
+            parts += [t.token_log_frequency, t.feature_quantiles, *t.score_quantiles.values()]
+            parts += [value for scorer in t.scorers.values() for value in scorer.state_dict().values()]
         return digest_of(*parts)
 
 

@@ -59,6 +59,7 @@ class ArtifactScorer:
     """The `.pte` of an artifact folder in this process's ExecuTorch runtime, one sequence at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
+        artifact.require_all_logits()
         self.plan = artifact.plan
         self._model = artifact.load()
 
@@ -119,8 +120,9 @@ class ArtifactScorer:
 
 
 def open_artifact(folder: Path, checkpoint: Checkpoint) -> Artifact:
-    """The artifact, made from this checkpoint's weights. Raises UserError for another one."""
+    """The artifact, made from this checkpoint's weights, with logits of every token. Raises UserError for another."""
     artifact = Artifact(folder)
+    artifact.require_all_logits()
     made_from = artifact.manifest["model"]["source"]
     if made_from.get("sha256") != checkpoint.source.get("sha256"):
         raise UserError(

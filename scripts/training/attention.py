@@ -1,8 +1,7 @@
 """Causal attention that says which tokens matter once they have left the window.
 
-A key or value is read exactly (8 bits or more) by queries before it leaves the window, and in few bits by every
-later one (``plan.left``). So the damage that quantization can do goes through the *far* pairs only: those whose token
-has left once the query is appended.
+A key or value is read exactly (8 bits or more) while it is in the window and in few bits by every later query. So
+the damage that quantization can do goes through the *far* pairs only, whose token has left when the query comes.
 The backward pass here gives the ordinary gradients, so that they flow to earlier layers, and beside them the
 part that came through far pairs. Probabilities are recomputed block by block: memory grows with T, not T^2.
 """
@@ -60,7 +59,7 @@ class _Geometry:
 class TracingCache(FloatCache):
     """FloatCache for one window of text at a time (batch 1, input_pos 0) that records a LayerTrace per layer.
 
-    k_mean, v_mean: float32 [L, KV, D], of K before RoPE and of V.
+    k_mean, v_mean: float32 [L, KV, D], of K before RoPE and of V. departure: see ``plan.left``.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class TracingCache(FloatCache):
         departure: int = 1,
     ) -> None:
         super().__init__(config, context)
-        self.k_mean, self.v_mean, self.window, self.lag = k_mean, v_mean, window, lag
-        self.departure = departure
+        self.k_mean, self.v_mean, self.window, self.lag, self.departure = k_mean, v_mean, window, lag, departure
         self.traces: list[LayerTrace] = []
 
     def begin(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
@@ -170,11 +168,14 @@ def _probabilities(scores: Tensor, a: int) -> Tensor:
 
 
 def _near(a: int, b: int, window: int, departure: int = 1) -> tuple[int, Tensor]:
-    """First position that any of the queries a .. b - 1 has in its window, and which it has: bool [B, b -
-    low]. Position 0 counts like any other."""
-    low = max(0, a // departure * departure - window + 1)
-    query, position = torch.arange(a, b).unsqueeze(1), torch.arange(low, b)
-    return low, (position <= query) & (position > query // departure * departure - window)
+    """First position that any of the queries a .. b - 1 has in its window, and which it has: bool [B, b - low].
+
+    The sink counts as in the window while the first `window` tokens do; nothing depends on it."""
+    query = torch.arange(a, b).unsqueeze(1)
+    oldest = query // departure * departure - window + 1  # plan.left
+    low = max(0, int(oldest[0]))
+    token = torch.arange(low, b)
+    return low, (token <= query) & (token >= oldest)
 
 
 def _record(trace: LayerTrace, p: Tensor, a: int, b: int, lag: int) -> None:

@@ -33,25 +33,22 @@ MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows are traced: positions >= 1 leave the window in blocks of a chunk, see ``plan.left``."""
+    """How windows are traced: when tokens leave (``plan.left``), and from how many queries on features are known."""
 
     context: int = 2048
     window: int = DEFAULT_WINDOW
     chunk: int = DEFAULT_CHUNK
+    departure: int = DEFAULT_CHUNK
     seed: int = 0
 
     @property
     def lag(self) -> int:
-        """Queries after a token whose attention to it is a feature."""
-        return self.window - 1
-
-    @property
-    def departure(self) -> int:
-        return self.chunk
+        """As ``CachePlan.lag``."""
+        return self.window - (self.chunk if self.departure == 1 else 1)
 
     @property
     def departing(self) -> slice:
-        """Positions that leave the window before the text ends (all but the sink and the newest)."""
+        """Positions that leave the window before the text ends."""
         return slice(1, left(self.context - 1, self.window, self.departure))
 
 
@@ -107,7 +104,7 @@ def collect(
     model = build_model(config, checkpoint.weights, cache, prescale_norm=False)
     inputs = digest_of(windows, k_mean, v_mean, log_frequency)
     folder = work_folder(
-        work, stage="damage after leaving in blocks", source=checkpoint.source, inputs=inputs, settings=settings
+        work, stage="damage, rows before RoPE", source=checkpoint.source, inputs=inputs, settings=settings
     )
     records = []
     for i in track("gradients", range(len(windows))):

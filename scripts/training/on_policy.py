@@ -50,7 +50,7 @@ class OnPolicy:
     seed: int = 0
 
     def options(self, budget: float) -> CacheOptions:
-        return CacheOptions(context=self.tokens, window=self.window, policy="adaptive", kv_bits=budget)
+        return CacheOptions(context=self.tokens, window=self.window, policy="adaptive", kv_bits=budget, features="all")
 
 
 class Judge:
@@ -82,12 +82,12 @@ class Trainer:
     ) -> None:
         self.checkpoint, self.tables, self.settings = checkpoint, tables, settings
         self.windows, self.pool = windows[:, : settings.tokens], features
-        self.scorer, self.undo = _standardised(tables.scorer, features)
+        self.scorer, self.undo = _standardised(tables.scorers["all"], features)
         self.optimizer = torch.optim.Adam(self.scorer.parameters(), lr=settings.rate, betas=(0.9, 0.99))
         self.running: dict[float, float] = {}
         self.log: list[dict[str, float]] = []
         rows = tables.at(settings.tokens)
-        identity = digest_of(windows, features, rows.k_transform, rows.sensitivity, tables.scorer.hidden.weight)
+        identity = digest_of(windows, features, rows.k_transform, rows.sensitivity, tables.scorers["all"].hidden.weight)
         self.folder = work_folder(
             work, stage="on-policy, leaving in blocks", source=checkpoint.source, inputs=identity, settings=settings
         )
@@ -152,8 +152,8 @@ class Trainer:
 
     def _publish(self) -> None:
         """Put the present score and its quantiles into the tables."""
-        self.tables.scorer = self.undo.folded(self.scorer)
-        self.tables.score_quantiles = quantiles(self.tables.scorer(self.pool)[:, 0])
+        self.tables.scorers["all"] = self.undo.folded(self.scorer)
+        self.tables.score_quantiles["all"] = quantiles(self.tables.scorers["all"](self.pool)[:, 0])
 
     def _save(self, step: int) -> None:
         state = {

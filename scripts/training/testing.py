@@ -60,6 +60,7 @@ def arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:
         "context": 64,
         "window": 8,
         "chunk": 4,
+        "departure": 4,
         "work-dir": tables.parent / "work",
         **changes,
     }
