@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
+#include "cpu.h"
 
 namespace adakv {
 
@@ -20,15 +18,12 @@ const BlockKernels* usable(const BlockKernels& kernels, bool supported) { return
 std::vector<const BlockKernels*> available() {
   std::vector<const BlockKernels*> all;
 #if defined(ADAKV_HAVE_AVX2)
-  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  all.push_back(usable(avx512wide::kBlockKernels, vnni));
-  all.push_back(usable(avx512vnni::kBlockKernels, vnni));
-  all.push_back(usable(avx2::kBlockKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
+  all.push_back(usable(avx512wide::kBlockKernels, cpu_has(Isa::kAvx512Vnni)));
+  all.push_back(usable(avx512vnni::kBlockKernels, cpu_has(Isa::kAvx512Vnni)));
+  all.push_back(usable(avx2::kBlockKernels, cpu_has(Isa::kAvx2)));
 #endif
 #if defined(ADAKV_HAVE_DOTPROD)
-  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-  all.push_back(usable(dotprod::kBlockKernels, (getauxval(AT_HWCAP) & kDotProduct) != 0));
+  all.push_back(usable(dotprod::kBlockKernels, cpu_has(Isa::kDotprod)));
 #endif
   all.push_back(&baseline::kBlockKernels);
   all.erase(std::remove(all.begin(), all.end(), nullptr), all.end());

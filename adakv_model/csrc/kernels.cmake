@@ -40,8 +40,8 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
 endif()
 
 add_library(adakv_kernels STATIC "${_csrc}/quantizer.cpp" "${_csrc}/bookkeeping.cpp" "${_csrc}/attend.cpp"
-                                 "${_csrc}/dispatch.cpp" "${_csrc}/blocks.cpp" "${_csrc}/table.cpp" "${_csrc}/int4.cpp"
-                                 ${_rows})
+                                 "${_csrc}/cpu.cpp" "${_csrc}/dispatch.cpp" "${_csrc}/blocks.cpp" "${_csrc}/table.cpp"
+                                 "${_csrc}/int4.cpp" ${_rows})
 target_include_directories(adakv_kernels PUBLIC "${_csrc}")
 target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2} ${_have_dotprod})
 # Packed bytes must not depend on whether the compiler fuses multiplications and additions.
