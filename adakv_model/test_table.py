@@ -21,7 +21,7 @@ from adakv_model.table import (
 )
 from adakv_model.table import quantize_table as quantize
 
-ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
+ISAS = ("baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm")
 
 
 @pytest.fixture(scope="module")
