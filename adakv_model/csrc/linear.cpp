@@ -19,7 +19,7 @@ struct Choice {
 };
 
 constexpr Choice kChoices[] = {
-    // the best first
+// the best first
 #if defined(ADAKV_HAVE_AVX2)
     {&avx512vnni::kLinearKernels, Isa::kAvx512Vnni},
     {&avxvnni::kLinearKernels, Isa::kAvxVnni},

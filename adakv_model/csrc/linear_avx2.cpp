@@ -28,6 +28,21 @@ struct Dots {
   static __m256i add_two(__m256i ints, const __m256i codes[2], __m256i x0, __m256i x1) {
     return _mm256_add_epi32(ints, widen(add(_mm256_maddubs_epi16(codes[0], x0), codes[1], x1)));
   }
+
+  using Nibbles = __m256i;
+  static Nibbles start_nibbles(int32_t) { return _mm256_setzero_si256(); }
+  static void add_nibbles(Nibbles& ints, __m256i both, __m256i low, __m256i high) {
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    const __m256i lower = _mm256_maddubs_epi16(_mm256_and_si256(both, nibble), low);
+    ints = _mm256_add_epi16(ints, lower);
+    ints = add(ints, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), high);
+  }
+  static __m256i finish_nibbles(Nibbles ints, int32_t start) { return finish(ints, start); }
+
+  static __m256i merge(__m256i both, __m256i pairs) {
+    return _mm256_or_si256(_mm256_and_si256(both, _mm256_set1_epi8(0x0f)),
+                           _mm256_and_si256(pairs, _mm256_set1_epi8(0x30)));
+  }
 };
 
 #include "linear_ymm.h"

@@ -6,7 +6,6 @@
 //   finish(ints, start): int32 sums and `start`.
 
 constexpr int kNeonTile = 4;
-constexpr int kAhead = 1024;  // bytes by which memory is asked for before a single token needs it
 
 // A number for each of 8 rows.
 struct Ints8 {
@@ -40,11 +39,6 @@ inline Floats8 widen_unsigned(const uint8_t* from) {
 inline Floats8 widen_signed(const uint8_t* from) {
   const int16x8_t all = vmovl_s8(vreinterpret_s8_u8(vld1_u8(from)));
   return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(all))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(all)))}};
-}
-
-template <int bytes>
-inline void fetch_ahead(const uint8_t* from) {
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(from + kAhead + line);
 }
 
 // sums += products * scale * steps.
@@ -104,7 +98,6 @@ inline void int4_tile_neon(const Int4Matrix& matrix, int64_t block, const TileGr
   Floats8 sums[n] = {}, shifts[n] = {};
   for (int g = 0; g < groups; ++g) {
     const uint8_t* group = bytes + g * kInt4BlockBytes;
-    if (n == 1) fetch_ahead<kInt4BlockBytes>(group);
     typename Dots::Ints ints[n];
     for (int t = 0; t < n; ++t) ints[t] = Dots::start();
     add_run<0>(group, tile[g], ints);
@@ -143,7 +136,6 @@ inline void table_tile_neon(const Table& table, int64_t block, const TileGroup<n
   const uint16_t* halves = table.scales + block * groups * kBlockRows;
   Floats8 sums[n] = {};
   for (int g = 0; g < groups; ++g, bytes += kTableBlockBytes, halves += kBlockRows, ++tile) {
-    if (n == 1) fetch_ahead<kTableBlockBytes>(bytes);
     typename Dots::Ints ints[n];
     Ints8 low[n];
     for (int t = 0; t < n; ++t) ints[t] = Dots::start();
