@@ -5,7 +5,9 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "parallel.h"
 
@@ -19,11 +21,15 @@ using executorch::runtime::KernelRuntimeContext;
 
 #define ADAKV_CHECK(condition) ET_KERNEL_CHECK(ctx, condition, InvalidArgument, out)
 
-// ExecuTorch's thread pool as a ParallelFor.
+// ExecuTorch's thread pool as a ParallelFor. Threads take one item after the other, as cores differ in speed and may be
+// taken away; parallel_for alone would give each of them the same number.
 inline const ParallelFor& pool() {
   static const ParallelFor run = [](int n, const std::function<void(int)>& body) {
-    executorch::extension::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(int(i));
+    const int64_t threads = std::min<int64_t>(n, executorch::extension::get_thread_count());
+    if (threads <= 1) return serial_for(n, body);
+    std::atomic<int> next{0};
+    executorch::extension::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      for (int i = next++; i < n; i = next++) body(i);
     });
   };
   return run;
