@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 
 #include "parallel.h"
 
@@ -21,15 +20,14 @@ using executorch::runtime::KernelRuntimeContext;
 
 #define ADAKV_CHECK(condition) ET_KERNEL_CHECK(ctx, condition, InvalidArgument, out)
 
-// ExecuTorch's thread pool as a ParallelFor. Threads take one item after the other, as cores differ in speed and may be
-// taken away; parallel_for alone would give each of them the same number.
+// ExecuTorch's thread pool as a ParallelFor.
 inline const ParallelFor& pool() {
   static const ParallelFor run = [](int n, const std::function<void(int)>& body) {
     const int64_t threads = std::min<int64_t>(n, executorch::extension::get_thread_count());
     if (threads <= 1) return serial_for(n, body);
-    std::atomic<int> next{0};
-    executorch::extension::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      for (int i = next++; i < n; i = next++) body(i);
+    Shares shares(n, int(threads));
+    executorch::extension::parallel_for(0, shares.count(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) shares.work(int(i), body);
     });
   };
   return run;

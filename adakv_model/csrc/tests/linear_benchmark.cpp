@@ -25,13 +25,13 @@ class SpinningPool {
  public:
   explicit SpinningPool(int threads) {
     for (int i = 1; i < threads; ++i) {
-      helpers_.emplace_back([this] {
+      helpers_.emplace_back([this, i] {
         for (int seen = 0;;) {
           while (call_.load(std::memory_order_acquire) == seen) {
           }
           ++seen;
           if (stop_) return;
-          work();
+          shares_->work(i, *body_);
           busy_.fetch_sub(1, std::memory_order_release);
         }
       });
@@ -45,24 +45,20 @@ class SpinningPool {
   }
 
   void run(int n, const std::function<void(int)>& body) {
-    n_ = n;
+    Shares shares(n, int(helpers_.size()) + 1);
+    shares_ = &shares;
     body_ = &body;
-    next_ = 0;
     busy_ = int(helpers_.size());
     call_.fetch_add(1, std::memory_order_release);
-    work();
+    shares.work(0, body);
     while (busy_.load(std::memory_order_acquire) != 0) {
     }
   }
 
  private:
-  void work() {
-    for (int i = next_++; i < n_; i = next_++) (*body_)(i);
-  }
-
   std::vector<std::thread> helpers_;
-  std::atomic<int> call_{0}, busy_{0}, next_{0};
-  int n_ = 0;
+  std::atomic<int> call_{0}, busy_{0};
+  Shares* shares_ = nullptr;
   const std::function<void(int)>* body_ = nullptr;
   bool stop_ = false;
 };
