@@ -182,6 +182,7 @@ def main(
         opened = Artifact(artifact)
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = encode_prompt(opened, text, system, chat)
+        torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
         if threads is not None:
             set_threads(threads)
         stream = opened.codec.stream()

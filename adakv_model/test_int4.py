@@ -12,7 +12,7 @@ from torch import Tensor
 from adakv_model import int4, native
 from adakv_model.blocks import GROUP, quantized_activations
 
-ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
+ISAS = ("baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm")
 ROWS, K = 104, 576
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adakv_model import native
+from adakv_model import native, ops  # noqa: F401, the operators must be registered
 from adakv_model.blocks import quantized_activations
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.table import (
@@ -21,7 +21,7 @@ from adakv_model.table import (
 )
 from adakv_model.table import quantize_table as quantize
 
-ISAS = ("baseline", "avx2", "avx512vnni", "avx512wide", "dotprod")
+ISAS = ("baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm")
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,7 @@ def main(
         rows += [scorer.artifact(Artifact(folder)) for folder in artifact]
     timings = []
     if speed:
+        torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
         set_threads(threads)
         timings = alternate([Artifact(folder) for folder in speed], rounds)
     if as_json:

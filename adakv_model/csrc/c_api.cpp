@@ -115,7 +115,7 @@ ADAKV_API const char* adakv_attend_kernels() { return adakv::attend_kernels().na
 
 ADAKV_API int adakv_table_product(const char* isa, const uint8_t* codes, const uint16_t* scales, int64_t rows,
                                   int channels, const float* x, int count, float* out, int threads) {
-  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  const adakv::LinearKernels* kernels = adakv::find_linear_kernels(isa);
   if (kernels == nullptr) return 1;
   adakv::table_product({codes, scales, rows, channels}, x, count, out, with_threads(threads), *kernels);
   return 0;
@@ -128,7 +128,7 @@ ADAKV_API void adakv_table_lookup(const uint8_t* codes, const uint16_t* scales, 
 
 ADAKV_API int adakv_norm_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows, int channels,
                                 const float* x, const float* norm, float eps, int count, float* out, int threads) {
-  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  const adakv::LinearKernels* kernels = adakv::find_linear_kernels(isa);
   if (kernels == nullptr) return 1;
   adakv::norm_linear(x, norm, eps, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
   return 0;
@@ -136,7 +136,7 @@ ADAKV_API int adakv_norm_linear(const char* isa, const uint8_t* blocks, const fl
 
 ADAKV_API int adakv_add_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows, int channels,
                                const float* x, const float* residual, int count, float* out, int threads) {
-  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  const adakv::LinearKernels* kernels = adakv::find_linear_kernels(isa);
   if (kernels == nullptr) return 1;
   adakv::add_linear(x, residual, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
   return 0;
@@ -145,7 +145,7 @@ ADAKV_API int adakv_add_linear(const char* isa, const uint8_t* blocks, const flo
 ADAKV_API int adakv_swiglu_linear(const char* isa, const uint8_t* blocks, const float* units, int64_t rows,
                                   int channels, const float* gate_up, const float* residual, int count, float* out,
                                   int threads) {
-  const adakv::BlockKernels* kernels = adakv::find_block_kernels(isa);
+  const adakv::LinearKernels* kernels = adakv::find_linear_kernels(isa);
   if (kernels == nullptr) return 1;
   adakv::swiglu_linear(gate_up, residual, {blocks, units, rows, channels}, count, out, with_threads(threads), *kernels);
   return 0;

@@ -1,7 +1,7 @@
 // Linear layers of 4-bit weights on asymmetric grids. Format and source of truth: adakv_model/int4.py.
 #pragma once
 
-#include "blocks.h"
+#include "linear.h"
 
 namespace adakv {
 
@@ -21,14 +21,14 @@ struct Int4Matrix {
 
 // W (x / rms(x) * norm). x: float32 [count, channels], norm: float32 [channels], out: float32 [count, rows].
 void norm_linear(const float* x, const float* norm, float eps, const Int4Matrix& matrix, int count, float* out,
-                 const ParallelFor& parallel, const BlockKernels& kernels);
+                 const ParallelFor& parallel, const LinearKernels& kernels);
 
 // residual + W x. residual and out: float32 [count, rows].
 void add_linear(const float* x, const float* residual, const Int4Matrix& matrix, int count, float* out,
-                const ParallelFor& parallel, const BlockKernels& kernels);
+                const ParallelFor& parallel, const LinearKernels& kernels);
 
 // residual + W (silu(gate) * up). gate_up: float32 [count, 2 * channels], a token's gate before its up.
 void swiglu_linear(const float* gate_up, const float* residual, const Int4Matrix& matrix, int count, float* out,
-                   const ParallelFor& parallel, const BlockKernels& kernels);
+                   const ParallelFor& parallel, const LinearKernels& kernels);
 
 }  // namespace adakv

@@ -25,33 +25,32 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   adakv_attend_kernels(neoni8mm -march=armv8.2-a+dotprod+i8mm)
 endif()
 
-# Products with blocks of weights, the same way; arm64 adds a build for the dot product instructions of Armv8.2.
-function(adakv_block_kernels isa)
-  add_library(adakv_blocks_${isa} OBJECT "${_csrc}/block_kernels.cpp")
-  target_compile_definitions(adakv_blocks_${isa} PRIVATE ADAKV_ISA=${isa})
+# Products with weight matrices: a file for every instruction set.
+set(_rows)
+function(adakv_linear isa)
+  add_library(adakv_linear_${isa} OBJECT "${_csrc}/linear_${isa}.cpp")
   # Nobody reads floating point exceptions: without them, loops with a comparison vectorise. Results are the same.
-  target_compile_options(adakv_blocks_${isa} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -ffp-contract=off
+  target_compile_options(adakv_linear_${isa} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -ffp-contract=off
                                                      -fno-trapping-math ${ARGN})
+  set(_rows ${_rows} $<TARGET_OBJECTS:adakv_linear_${isa}> PARENT_SCOPE)
 endfunction()
-adakv_block_kernels(baseline)
-list(APPEND _rows $<TARGET_OBJECTS:adakv_blocks_baseline>)
+adakv_linear(baseline)
 if(_have_avx2)
-  adakv_block_kernels(avx2 -mavx2 -mfma -mf16c)
-  adakv_block_kernels(avx512vnni -mavx2 -mfma -mf16c -mavx512f -mavx512vl -mavx512vnni)
-  # Two blocks at a time. GCC 12 takes the intrinsics' own undefined vectors for mistakes.
-  adakv_block_kernels(avx512wide -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
-                      -DADAKV_TWO_BLOCKS -Wno-maybe-uninitialized)
-  list(APPEND _rows $<TARGET_OBJECTS:adakv_blocks_avx2> $<TARGET_OBJECTS:adakv_blocks_avx512vnni>
-       $<TARGET_OBJECTS:adakv_blocks_avx512wide>)
+  adakv_linear(avx2 -mavx2 -mfma -mf16c)
+  adakv_linear(avxvnni -mavx2 -mfma -mf16c -mavxvnni)
+  # GCC 12 takes the intrinsics' own undefined vectors for mistakes.
+  adakv_linear(avx512vnni -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+               -Wno-maybe-uninitialized)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
-  adakv_block_kernels(dotprod -march=armv8.2-a+dotprod)
-  list(APPEND _rows $<TARGET_OBJECTS:adakv_blocks_dotprod>)
+  adakv_linear(neon)
+  adakv_linear(dotprod -march=armv8.2-a+dotprod)
+  adakv_linear(i8mm -march=armv8.2-a+dotprod+i8mm)
   set(_have_dotprod ADAKV_HAVE_DOTPROD)
 endif()
 
 add_library(adakv_kernels STATIC "${_csrc}/quantizer.cpp" "${_csrc}/bookkeeping.cpp" "${_csrc}/attend.cpp"
-                                 "${_csrc}/cpu.cpp" "${_csrc}/attend_dispatch.cpp" "${_csrc}/blocks.cpp" "${_csrc}/table.cpp"
-                                 "${_csrc}/int4.cpp" ${_rows} ${_kernels})
+                                 "${_csrc}/cpu.cpp" "${_csrc}/attend_dispatch.cpp" "${_csrc}/linear.cpp"
+                                 "${_csrc}/table.cpp" "${_csrc}/int4.cpp" ${_rows} ${_kernels})
 target_include_directories(adakv_kernels PUBLIC "${_csrc}")
 target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2} ${_have_dotprod})
 # Packed bytes must not depend on whether the compiler fuses multiplications and additions.

@@ -5,6 +5,7 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
+#include <algorithm>
 #include <array>
 
 #include "parallel.h"
@@ -22,8 +23,11 @@ using executorch::runtime::KernelRuntimeContext;
 // ExecuTorch's thread pool as a ParallelFor.
 inline const ParallelFor& pool() {
   static const ParallelFor run = [](int n, const std::function<void(int)>& body) {
-    executorch::extension::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(int(i));
+    const int64_t threads = std::min<int64_t>(n, executorch::extension::get_thread_count());
+    if (threads <= 1) return serial_for(n, body);
+    Shares shares(n, int(threads));
+    executorch::extension::parallel_for(0, shares.count(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) shares.work(int(i), body);
     });
   };
   return run;

@@ -33,7 +33,7 @@ Tensor& norm_linear_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor
   ADAKV_CHECK(floats_ok(x, x, matrix.channels) && norm.scalar_type() == ScalarType::Float);
   ADAKV_CHECK(norm.numel() == matrix.channels && resize_rows(out, x, matrix));
   norm_linear(x.const_data_ptr<float>(), norm.const_data_ptr<float>(), float(eps), matrix, int(x.size(1)),
-              out.mutable_data_ptr<float>(), pool(), block_kernels(int(x.size(1))));
+              out.mutable_data_ptr<float>(), pool(), linear_kernels());
   return out;
 }
 
@@ -43,7 +43,7 @@ Tensor& add_linear_out(KernelRuntimeContext& ctx, const Tensor& x, const Tensor&
   const Int4Matrix matrix = matrix_of(blocks, units);
   ADAKV_CHECK(floats_ok(x, x, matrix.channels) && floats_ok(residual, x, matrix.rows) && resize_rows(out, x, matrix));
   add_linear(x.const_data_ptr<float>(), residual.const_data_ptr<float>(), matrix, int(x.size(1)),
-             out.mutable_data_ptr<float>(), pool(), block_kernels(int(x.size(1))));
+             out.mutable_data_ptr<float>(), pool(), linear_kernels());
   return out;
 }
 
@@ -54,7 +54,7 @@ Tensor& swiglu_linear_out(KernelRuntimeContext& ctx, const Tensor& gate_up, cons
   ADAKV_CHECK(floats_ok(gate_up, gate_up, 2 * int64_t(matrix.channels)) && floats_ok(residual, gate_up, matrix.rows));
   ADAKV_CHECK(resize_rows(out, gate_up, matrix));
   swiglu_linear(gate_up.const_data_ptr<float>(), residual.const_data_ptr<float>(), matrix, int(gate_up.size(1)),
-                out.mutable_data_ptr<float>(), pool(), block_kernels(int(gate_up.size(1))));
+                out.mutable_data_ptr<float>(), pool(), linear_kernels());
   return out;
 }
 

@@ -33,7 +33,7 @@ Tensor& table_product_out(KernelRuntimeContext& ctx, const Tensor& x, const Tens
   ADAKV_CHECK(x.size(0) == 1 && x.size(2) == table.channels);
   ADAKV_CHECK(resize<3>(out, {1, SizesType(x.size(1)), SizesType(table.rows)}));
   table_product(table, x.const_data_ptr<float>(), int(x.size(1)), out.mutable_data_ptr<float>(), pool(),
-                block_kernels(int(x.size(1))));
+                linear_kernels());
   return out;
 }
 

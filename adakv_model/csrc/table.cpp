@@ -16,18 +16,18 @@ void table_lookup(const Table& table, const int64_t* tokens, int count, float* o
         const int quad = j / 4, c = j % 4;
         const int low = (block[32 * (quad % 4) + c] >> (quad / 4 * 4)) & 15;
         const int high = (block[128 + 32 * (quad % 2) + c] >> (quad / 2 * 2)) & 3;
-        *out++ = float((low | high << 4) - 32) * scale;
+        *out++ = float((low | high << 4) - kTableBias) * scale;
       }
     }
   }
 }
 
 void table_product(const Table& table, const float* x, int count, float* out, const ParallelFor& parallel,
-                   const BlockKernels& kernels) {
+                   const LinearKernels& kernels) {
   const auto input = [&](int t, float*) { return x + int64_t(t) * table.channels; };
-  const Activations activations(count, table.channels, input, parallel, kernels);
+  const Activations activations(count, table.channels, kTableBias, input, parallel, kernels);
   for_row_tasks(table.rows, parallel, [&](int64_t first, int64_t rows) {
-    kernels.table(table, first, rows, activations.tokens(), count, out + first, table.rows);
+    kernels.table(table, first, rows, activations.tokens(), out + first, table.rows);
   });
 }
 

@@ -1,11 +1,12 @@
 // The token table: embedding and output matrix in one copy. Format and source of truth: adakv_model/table.py.
 #pragma once
 
-#include "blocks.h"
+#include "linear.h"
 
 namespace adakv {
 
 constexpr int kTableBlockBytes = 192;  // one group of one block: 4 x 32 bytes of low nibbles, 2 x 32 of bit pairs
+constexpr int kTableBias = 32;
 
 // Codes of 6 bits around 32: weight = (code - 32) * scale.
 struct Table {
@@ -23,6 +24,6 @@ void table_lookup(const Table& table, const int64_t* tokens, int count, float* o
 
 // out[t, r] = <x[t], row r>. x: float32 [count, channels], out: float32 [count, rows].
 void table_product(const Table& table, const float* x, int count, float* out, const ParallelFor& parallel,
-                   const BlockKernels& kernels);
+                   const LinearKernels& kernels);
 
 }  // namespace adakv

@@ -11,7 +11,7 @@
 namespace adakv::testing {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm"};
 
 struct Layer {
   std::vector<uint8_t> blocks;
@@ -73,7 +73,7 @@ std::vector<double> token(const std::vector<float>& x, int t, int channels) {
 
 TEST(int4_layers_are_those_of_rounded_activations) {
   for (const char* name : kNames) {
-    const BlockKernels* kernels = find_block_kernels(name);
+    const LinearKernels* kernels = find_linear_kernels(name);
     if (kernels == nullptr) continue;
     for (const auto& [rows, channels, count] : {std::array{8, 32, 1}, {72, 192, 5}, {40, 576, 4}, {16, 1536, 7}}) {
       const Layer layer(rows, channels);
@@ -107,7 +107,7 @@ TEST(int4_layers_are_those_of_rounded_activations) {
 
 TEST(int4_layers_do_not_depend_on_the_tokens_beside_nor_on_threads) {
   for (const char* name : kNames) {
-    const BlockKernels* kernels = find_block_kernels(name);
+    const LinearKernels* kernels = find_linear_kernels(name);
     if (kernels == nullptr) continue;
     const Layer layer(104, 576);
     Random random(1);
@@ -124,19 +124,43 @@ TEST(int4_layers_do_not_depend_on_the_tokens_beside_nor_on_threads) {
   }
 }
 
-TEST(kernels_for_one_and_for_several_tokens_give_equal_bits) {
-  const Layer layer(72, 576);
-  Random random(2);
-  const std::vector<float> x = random.normals(9 * 576), residual = random.normals(9 * 72);
-  std::vector<float> one(72 * 9), several(72 * 9);
-  add_linear(x.data(), residual.data(), layer.matrix(), 9, one.data(), serial_for, block_kernels(1));
-  add_linear(x.data(), residual.data(), layer.matrix(), 9, several.data(), serial_for, block_kernels(9));
-  CHECK(one == several, "%s, %s", block_kernels(1).name, block_kernels(9).name);
+TEST(int4_layers_of_every_set_equal_the_baseline) {
+  for (const auto& [rows, channels] : {std::array{8, 32}, {40, 64}, {72, 576}, {104, 1536}}) {
+    const Layer layer(rows, channels);
+    Random random(2);
+    for (int count : {1, 2, 3, 7, 8, 13, 32}) {
+      std::vector<float> x = random.normals(size_t(count * channels));
+      const std::vector<float> norm = random.normals(size_t(channels));
+      const std::vector<float> residual = random.normals(size_t(count * rows));
+      const std::vector<float> gate_up = random.normals(size_t(2 * count * channels));
+      x[size_t(channels - 1)] = 500;
+      const auto all = [&](const LinearKernels& kernels) {
+        const size_t size = size_t(count * rows);
+        std::vector<float> out(3 * size);
+        norm_linear(x.data(), norm.data(), 1e-5f, layer.matrix(), count, out.data(), serial_for, kernels);
+        add_linear(x.data(), residual.data(), layer.matrix(), count, out.data() + size, serial_for, kernels);
+        swiglu_linear(gate_up.data(), residual.data(), layer.matrix(), count, out.data() + 2 * size, serial_for,
+                      kernels);
+        return out;
+      };
+      const std::vector<float> expected = all(*find_linear_kernels("baseline"));
+      for (const char* name : kNames) {
+        const LinearKernels* kernels = find_linear_kernels(name);
+        if (kernels == nullptr) continue;
+        CHECK(all(*kernels) == expected, "%s, %d rows, %d channels, %d tokens", name, rows, channels, count);
+      }
+    }
+  }
+}
+
+TEST(the_linear_kernels_in_use_are_among_those_found) {
+  CHECK(find_linear_kernels(linear_kernels().name) == &linear_kernels(), "%s", linear_kernels().name);
+  CHECK(find_linear_kernels("no such set") == nullptr);
 }
 
 TEST(swiglu_of_extremes_is_finite) {
   for (const char* name : kNames) {
-    const BlockKernels* kernels = find_block_kernels(name);
+    const LinearKernels* kernels = find_linear_kernels(name);
     if (kernels == nullptr) continue;
     const float gate[] = {-1e30f, -100, -80, 0, 80, 100, 1e30f, -0.0f};
     const float up[] = {1, 1, 1, 1, 1, 1, 1, 1};

@@ -11,6 +11,8 @@
 namespace adakv::testing {
 namespace {
 
+constexpr const char* kNames[] = {"baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm"};
+
 struct Example {
   std::vector<uint8_t> codes;
   std::vector<uint16_t> scales;
@@ -46,8 +48,8 @@ struct Example {
 };
 
 TEST(table_products_are_those_of_rounded_activations) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
-    const BlockKernels* kernels = find_block_kernels(name);
+  for (const char* name : kNames) {
+    const LinearKernels* kernels = find_linear_kernels(name);
     if (kernels == nullptr) continue;
     for (const auto& [rows, channels, count] : {std::array{1, 32, 1}, {130, 192, 5}, {64, 576, 4}, {65, 2048, 7}}) {
       const Example e(rows, channels, count);
@@ -83,8 +85,8 @@ TEST(table_products_are_those_of_rounded_activations) {
 }
 
 TEST(table_products_do_not_depend_on_the_tokens_beside) {
-  for (const char* name : {"baseline", "avx2", "avx512vnni", "avx512wide", "dotprod"}) {
-    const BlockKernels* kernels = find_block_kernels(name);
+  for (const char* name : kNames) {
+    const LinearKernels* kernels = find_linear_kernels(name);
     if (kernels == nullptr) continue;
     const Example e(70, 576, 9);
     std::vector<float> together(70 * 9), alone(70);
@@ -92,6 +94,21 @@ TEST(table_products_do_not_depend_on_the_tokens_beside) {
     for (int t = 0; t < 9; ++t) {
       table_product(e.table(), e.x.data() + t * 576, 1, alone.data(), serial_for, *kernels);
       for (int r = 0; r < 70; ++r) CHECK(together[size_t(t * 70 + r)] == alone[size_t(r)], "%s, token %d", name, t);
+    }
+  }
+}
+
+TEST(table_products_of_every_set_equal_the_baseline) {
+  for (const auto& [rows, channels, count] :
+       {std::array{1, 32, 1}, {77, 96, 1}, {70, 576, 2}, {65, 576, 9}, {130, 192, 32}}) {
+    const Example e(rows, channels, count);
+    std::vector<float> expected(size_t(rows) * count), out = expected;
+    table_product(e.table(), e.x.data(), count, expected.data(), serial_for, *find_linear_kernels("baseline"));
+    for (const char* name : kNames) {
+      const LinearKernels* kernels = find_linear_kernels(name);
+      if (kernels == nullptr) continue;
+      table_product(e.table(), e.x.data(), count, out.data(), serial_for, *kernels);
+      CHECK(out == expected, "%s, %d rows, %d channels, %d tokens", name, rows, channels, count);
     }
   }
 }
