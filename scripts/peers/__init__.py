@@ -1,1 +1,1 @@
-"""Parts of scripts/bench_peers.py. Modules named run_*.py are the children it starts, some in the peers' environment."""
+"""Parts of scripts/bench_peers.py. The run_*.py are the children that it starts."""

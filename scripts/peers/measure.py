@@ -1,7 +1,8 @@
 """The measurement protocol, the same for every system. Standard library and numpy only: it runs in every environment.
 
-A child process measures one system once: `python -m peers.run_X JOB.json` (PYTHONPATH: scripts) prints one line of JSON. It warms up with a short
-run, feeds the prompt (timed as a whole), then the decode steps, each timed alone, with the tokens of the text.
+A child process measures one system once: `python -m peers.run_X JOB.json`, with scripts/ on PYTHONPATH, prints one
+line of JSON. It warms up with a short run, feeds the prompt (timed as a whole), then the decode steps, each timed
+alone, with the tokens of the text.
 """
 
 from __future__ import annotations

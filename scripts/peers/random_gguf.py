@@ -1,4 +1,4 @@
-"""A GGUF file of a registered shape with random Q4_1 weights, so that peers can be timed on shapes without a checkpoint.
+"""A GGUF file of a registered shape with random Q4_1 weights, to time peers on shapes without a checkpoint.
 
 The tokenizer and the types of the tensors are those of the default model's file.
 """
@@ -57,7 +57,7 @@ def write_random_gguf(template: Path, config: LlamaConfig, path: Path, seed: int
     temporary.replace(path)
 
 
-def _q4_1(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _q4_1(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random blocks, uint8 [rows, columns / 32 * 20]."""
     rows, columns = shape
     blocks = rng.integers(0, 256, (rows, columns // BLOCK, BLOCK_BYTES), dtype=np.uint8)
@@ -70,7 +70,10 @@ def _shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Tensors of a llama GGUF, [out, in] each."""
     width, inner = config.hidden_size, config.intermediate_size
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab_size, width), "output_norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (config.vocab_size, width),
+        "output_norm.weight": (width,),
+    }
     for layer in range(config.n_layers):
         block = f"blk.{layer}."
         shapes |= {

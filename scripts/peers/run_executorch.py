@@ -15,10 +15,10 @@ from peers.measure import child_main
 
 
 class StockExecuTorch:
-    """An Engine on a program of executorch.examples.models.llama.export_llama: the prompt is one call, as in its runner."""
+    """An Engine on a program of export_llama: the prompt is one call, as in its own runner."""
 
     def __init__(self, job: dict) -> None:
-        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401  (registers its attention)
+        import executorch.extension.llm.custom_ops.custom_ops
         import executorch.kernels.quantized  # noqa: F401
         from executorch.extension.pybindings import _C
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from peers.ggml_libraries import IkLlamaCpp, LlamaCpp
 from peers.measure import child_main
 
@@ -39,13 +39,15 @@ class Ggml:
             "token": (ctypes.c_int32 * n)(*tokens),
             "pos": (ctypes.c_int32 * n)(*range(self.position, self.position + n)),
             "n_seq_id": (ctypes.c_int32 * n)(*[1] * n),
-            "seq_id": (ctypes.POINTER(ctypes.c_int32) * n)(*[ctypes.cast(sequence, ctypes.POINTER(ctypes.c_int32))] * n),
+            "seq_id": (ctypes.POINTER(ctypes.c_int32) * n)(
+                *[ctypes.cast(sequence, ctypes.POINTER(ctypes.c_int32))] * n
+            ),
             "logits": (ctypes.c_int8 * n)(*[0] * (n - 1), 1),
         }
         batch = self.library.batch_type(n_tokens=n)
+        types: dict[str, Any] = {field[0]: field[1] for field in self.library.batch_type._fields_}
         for name, array in fields.items():
-            element = dict(self.library.batch_type._fields_)[name]
-            setattr(batch, name, ctypes.cast(array, element))
+            setattr(batch, name, ctypes.cast(array, types[name]))
         batch.kept = (sequence, fields)  # the arrays live as long as the batch
         return batch
 

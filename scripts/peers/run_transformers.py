@@ -48,8 +48,8 @@ class Transformers:
         return self._row.numpy().copy()
 
     def facts(self) -> dict[str, Any]:
-        layers = self.cache.layers
-        cached = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values) if t is not None)
+        layers: list[Any] = self.cache.layers
+        cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
         return {
             "build": f"transformers {metadata.version('transformers')}, torch {torch.__version__},"
             f" {torch.backends.cpu.get_cpu_capability()}",

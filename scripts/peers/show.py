@@ -65,7 +65,9 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
                 label=f"{system} {cache}" + (f" ({WRONG.lower()})" if wrong else ""),
             )
         axis.set(title=f"{count} thread{'s' if count > 1 else ''}", xlabel="context (tokens)", xscale="log")
-        axis.set_xticks(sorted({row["context"] for row in rows}), [str(c) for c in sorted({r["context"] for r in rows})])
+        axis.set_xticks(
+            sorted({row["context"] for row in rows}), [str(c) for c in sorted({r["context"] for r in rows})]
+        )
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("decode, ms a token (median)")

@@ -31,7 +31,9 @@ class Store:
             raise UserError(f"{self.path} is not a results file of this script ({error}): name another") from error
         different = sorted(k for k in self.options.keys() | options.keys() if self.options.get(k) != options.get(k))
         if different:
-            raise UserError(f"{self.path} was made with other {', '.join(different)}: name another file, or no --resume")
+            raise UserError(
+                f"{self.path} was made with other {', '.join(different)}: name another file, or no --resume"
+            )
         self.cells = [cell for cell in cells if "error" not in cell]  # failures are tried again
 
     def has(self, **key: Any) -> bool:

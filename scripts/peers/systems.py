@@ -13,12 +13,12 @@ CACHES: dict[str, tuple[str | None, ...]] = {
     "llama.cpp": ("f16", "q8_0", "q4_0"),
     "ik_llama.cpp": ("f16", "q8_0", "q8_KV"),
     "transformers": ("fp32",),
-    "mnn": ("fp32", "int8", "int8-tq4"),
+    "mnn": ("fp32", "int8"),
     "onnxruntime-genai": ("fp32",),
     "executorch": ("fp32", "int8"),
 }
 BY_NAME_ONLY = {"executorch"}  # its export takes a quarter of an hour
-EXTRA = {"executorch": {"int8"}, "mnn": {"int8-tq4"}}  # caches that run only when named with their system
+EXTRA = {"executorch": {"int8"}}  # caches that run only when named with their system
 GGML = ("llama.cpp", "ik_llama.cpp")
 PEERS = (*GGML, "mnn", "onnxruntime-genai")  # they run in the peers' own environment
 
