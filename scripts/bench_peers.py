@@ -103,7 +103,8 @@ def main(
         rows = bench.run(store)
     except KeyboardInterrupt:
         raise UserError(f"interrupted: go on with --resume, {json_path} has {len(store.cells)} cells") from None
-    Console().print(show.table(rows))
+    terminal = Console()
+    Console(width=terminal.width if terminal.is_terminal else show.WIDTH).print(show.table(rows))
     for note in bench.notes:
         console.print(note, style="dim")
     if plot is not None and rows:

@@ -49,8 +49,7 @@ def make_rows(cells: Iterable[dict[str, Any]], tolerance: float) -> list[dict[st
     for row in rows:
         reference = _reference(rows, row["context"])
         row["nll_reference"] = reference
-        known = reference is not None and row["nll"] is not None
-        row["wrong"] = row["nll"] > reference + tolerance if known else None
+        row["wrong"] = None if reference is None or row["nll"] is None else row["nll"] > reference + tolerance
     rows.sort(key=lambda row: (row["context"], row["threads"]))
     return rows
 

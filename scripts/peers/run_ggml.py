@@ -35,7 +35,7 @@ class Ggml:
         """A batch at the current position; logits of its last token only."""
         n = len(tokens)
         sequence = (ctypes.c_int32 * 1)(0)
-        fields = {
+        fields: dict[str, Any] = {
             "token": (ctypes.c_int32 * n)(*tokens),
             "pos": (ctypes.c_int32 * n)(*range(self.position, self.position + n)),
             "n_seq_id": (ctypes.c_int32 * n)(*[1] * n),

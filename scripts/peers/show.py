@@ -8,13 +8,14 @@ from typing import Any
 from rich.table import Table
 
 WRONG = "WRONG LOSS"
+WIDTH = 170  # of a table that goes to a file
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """One line a row; a wrong loss is marked."""
     shown = Table(title="milliseconds a token; loss in nats of the same tokens", title_justify="left")
     for name in ("context", "threads", "system", "cache", "decode min", "median", "p90", "prefill", "load s", "RSS MB"):
-        shown.add_column(name, justify="left" if name in ("system", "cache") else "right")
+        shown.add_column(name, justify="left" if name in ("system", "cache") else "right", no_wrap=True)
     for name in ("KV MiB", "file MB", "nll", ""):
         shown.add_column(name, justify="right")
     last = None
