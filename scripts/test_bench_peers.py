@@ -124,10 +124,12 @@ def test_table_and_plot_show_the_mark(tmp_path: Path) -> None:
 def test_resumed_store_keeps_results_and_drops_failures(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     first = Store(path, {"steps": 4}, resume=False)
+    first.probes["llama.cpp"] = {"8": {"prefill_s": 1.0, "nll": 3.0}}
     for cell in CELLS:
         first.add(cell)
     again = Store(path, {"steps": 4}, resume=True)
     assert again.cells == [cell for cell in CELLS if "error" not in cell]
+    assert again.probes == first.probes
     variant = systems.Variant("adakv", "adaptive-3.25")
     assert again.has(**bench._key(variant, 512, 2, 1))
     assert not again.has(**bench._key(variant, 512, 2, 2))
@@ -142,20 +144,12 @@ def test_foreign_results_are_not_resumed(tmp_path: Path, content: str) -> None:
         Store(path, {"steps": 4}, resume=True)
 
 
-def test_probe_takes_the_fastest_batch_with_the_right_loss(tmp_path: Path) -> None:
+def test_probe_takes_the_fastest_batch_with_the_right_loss() -> None:
     results = {8: (3.0, 3.5), 16: (2.0, 3.51), 31: (2.5, 3.5), 64: (1.0, 4.0), 128: (0.9, 4.0), 512: (0.8, 4.0)}
-    asked = []
-
-    def run(batch: int) -> dict:
-        asked.append(batch)
-        return {"prefill_s": results[batch][0], "nll": results[batch][1]}
-
-    for _ in range(2):  # the second time from the file
-        found = probe.probe(run, tmp_path / "probe.json")
-        assert not isinstance(found, str)
-        assert found[0] == (16, 512)
-    assert asked == list(probe.BATCHES)
-    assert probe.probe(lambda batch: {"error": "no"}, tmp_path / "other.json") == "no"
+    details = probe.probe(lambda batch: dict(zip(("prefill_s", "nll"), results[batch], strict=True)))
+    assert not isinstance(details, str)
+    assert probe.choose(details) == (16, 512)
+    assert probe.probe(lambda batch: {"error": "no"}) == "no"
 
 
 def test_rounds_interleave_the_systems() -> None:

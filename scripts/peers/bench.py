@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from adakv_model.checkpoints import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, get_model
 from adakv_model.errors import UserError
 from peers.children import run_child
-from peers.prepare import REQUIREMENTS, Workshop
-from peers.probe import probe
+from peers.prepare import Workshop
+from peers.probe import Details, choose, probe
 from peers.rows import make_rows
 from peers.store import Store
 from peers.systems import GGML, ISA_NOTES, Variant
@@ -71,7 +70,7 @@ class Bench:
     def run(self, store: Store) -> list[dict[str, Any]]:
         """Measure every cell that the store lacks; rows of all. Raises UserError."""
         s = self.settings
-        variants = self._with_batches(s.variants)
+        variants = self._with_batches(s.variants, store.probes)
         models = self._prepare(variants)
         if s.isa is not None:
             self.notes += [
@@ -121,7 +120,7 @@ class Bench:
                     break
         return models
 
-    def _with_batches(self, variants: list[Variant]) -> list[Variant]:
+    def _with_batches(self, variants: list[Variant], probes: dict[str, Details]) -> list[Variant]:
         """Variants with their prefill batch, and beside them the fastest batch whose loss is wrong."""
         choices: dict[str, tuple[int, int]] = {}
         chosen: list[Variant] = []
@@ -130,42 +129,42 @@ class Bench:
                 chosen.append(variant)
                 continue
             if variant.system not in choices:
-                found = self._probe(variant.system)
-                if found is None:
+                found = probes.get(variant.system) or self._probe(variant.system)
+                if isinstance(found, str):
+                    self.notes.append(f"{variant.system} {variant.cache}: not measured: {found}")
                     continue
-                choices[variant.system] = found
+                probes[variant.system] = found
+                choices[variant.system] = self._explained(variant.system, found)
             right, fastest = choices[variant.system]
             chosen.append(variant.with_batch(right))
             if fastest != right:
                 chosen.append(variant.with_batch(fastest, flawed=True))
         return chosen
 
-    def _probe(self, system: str) -> tuple[int, int] | None:
+    def _probe(self, system: str) -> Details | str:
         """On the real model, also for shapes with random weights, whose loss means nothing."""
         s = self.settings
         bundled = get_model(DEFAULT_MODEL).bundled
         assert bundled is not None
         model = fetch_bundled_file(bundled, default_cache_dir())
         threads = min(s.threads)  # a busy machine slows their barriers down much more than one thread
-        key = repr((system, self.text_hash, s.steps, threads, REQUIREMENTS.read_text(), bundled.member_sha256))
-        kept = s.work / f"probe-{system}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
         def run(batch: int) -> dict[str, Any]:
             self.console.print(f"probing {system}, prefill batch {batch}")
             job = self._job(Variant(system, "f16", batch), PROBE_CONTEXT, threads, model)
             return run_child(job | {"random": False} | _shape(DEFAULT_MODEL), s.peers_venv, s.timeout)
 
-        found = probe(run, kept)
-        if isinstance(found, str):
-            self.notes.append(f"{system}: not measured: {found}")
-            return None
-        choice, details = found
+        return probe(run)
+
+    def _explained(self, system: str, details: Details) -> tuple[int, int]:
+        """probe.choose, with a note about what it saw."""
         speeds = ", ".join(
-            f"{batch}: {1e3 * d['prefill_s'] / (PROBE_CONTEXT - s.steps):.2f} ms and {d['nll']:.3f} nats"
+            f"{batch}: {1e3 * d['prefill_s'] / (PROBE_CONTEXT - self.settings.steps):.2f} ms and {d['nll']:.3f} nats"
             for batch, d in details.items()
         )
-        self.notes.append(f"{system}: prefill batch {choice[0]} is the fastest with the right loss ({speeds})")
-        return choice
+        right, fastest = choose(details)
+        self.notes.append(f"{system}: prefill batch {right} is the fastest with the right loss ({speeds})")
+        return right, fastest
 
     def _job(self, variant: Variant, context: int, threads: int, model: Path) -> dict[str, Any]:
         s = self.settings

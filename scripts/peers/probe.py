@@ -5,32 +5,31 @@ A batch is right if the decode steps after it lose no more than those after a pr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 BATCHES = (8, 16, 31, 64, 128, 512)
 TOLERANCE = 0.05  # nats over 32 tokens: sums in another order move the loss by about .01
 
 
-def choose(results: dict[int, tuple[float, float]], tolerance: float = TOLERANCE) -> tuple[int, int]:
-    """results: batch -> (prefill seconds, loss). (the fastest right batch, the fastest of all)."""
-    reference = results[min(results)][1]
-    right = [batch for batch, (_, loss) in results.items() if loss <= reference + tolerance]
-    return min(right, key=lambda b: results[b][0]), min(results, key=lambda b: results[b][0])
+Details = dict[str, dict[str, float]]  # batch -> prefill_s, nll
 
 
-def probe(run: Callable[[int], dict[str, Any]], kept: Path) -> tuple[tuple[int, int], dict[str, Any]] | str:
-    """(choice, details by batch), or why there is none. run(batch) is a child's result; kept: JSON of earlier ones."""
-    if kept.is_file():
-        details = json.loads(kept.read_text())
-    else:
-        details = {}
-        for batch in BATCHES:
-            result = run(batch)
-            if "error" in result:
-                return result["error"]
-            details[str(batch)] = {"prefill_s": result["prefill_s"], "nll": result["nll"]}
-        kept.write_text(json.dumps(details))
-    return choose({int(b): (d["prefill_s"], d["nll"]) for b, d in details.items()}), details
+def choose(details: Details, tolerance: float = TOLERANCE) -> tuple[int, int]:
+    """(the fastest right batch, the fastest of all)."""
+    reference = details[min(details, key=int)]["nll"]
+    right = [batch for batch, result in details.items() if result["nll"] <= reference + tolerance]
+    return int(min(right, key=lambda b: details[b]["prefill_s"])), int(
+        min(details, key=lambda b: details[b]["prefill_s"])
+    )
+
+
+def probe(run: Callable[[int], dict[str, Any]]) -> Details | str:
+    """Details of every batch, or why there are none. run(batch) is a child's result."""
+    details: Details = {}
+    for batch in BATCHES:
+        result = run(batch)
+        if "error" in result:
+            return result["error"]
+        details[str(batch)] = {"prefill_s": result["prefill_s"], "nll": result["nll"]}
+    return details

@@ -48,8 +48,8 @@ class StockExecuTorch:
     def facts(self) -> dict[str, Any]:
         job = self.job
         rows = 2 * job["n_layers"] * job["n_kv_heads"] * job["capacity"]
-        # The int8 cache keeps a scale (float64) and an offset (int8) for every row.
-        row = job["head_dim"] + 9 if job["cache"] == "int8" else 4 * job["head_dim"]
+        # The int8 cache keeps a scale (float32) and an offset (int8) for every row.
+        row = job["head_dim"] + 5 if job["cache"] == "int8" else 4 * job["head_dim"]
         return {
             "build": f"executorch {metadata.version('executorch')} export_llama 8da4w",
             "kv_bytes": rows * row,

@@ -64,5 +64,5 @@ def export_command(folder: Path, context: int, int8_cache: bool) -> list[str]:
     options += ["-kv", "--use_sdpa_with_kv_cache", "-X", "--xnnpack-extended-ops", "-qmode", "8da4w", "-G", "32"]
     options += ["-E", "8,0", "--max_seq_length", str(context), "--max_context_length", str(context)]
     options += ["--quantize_kv_cache"] if int8_cache else []
-    options += ["-o", str(folder), "-n", PROGRAM]
+    options += ["-n", str(folder / PROGRAM)]  # a name that ends in .pte is a path; -o does not apply to it
     return ["-m", "executorch.examples.models.llama.export_llama", *options]

@@ -20,6 +20,7 @@ class Store:
         self.path, self.options = path, options
         self.cells: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.probes: dict[str, dict[str, Any]] = {}  # system -> what probe.py found; kept, so that batches stay equal
         if resume and path.is_file():
             self._read()
 
@@ -35,6 +36,7 @@ class Store:
                 f"{self.path} was made with other {', '.join(different)}: name another file, or no --resume"
             )
         self.cells = [cell for cell in cells if "error" not in cell]  # failures are tried again
+        self.probes = content.get("probes", {})
 
     def has(self, **key: Any) -> bool:
         return any(all(cell[k] == key[k] for k in KEY) for cell in self.cells)
@@ -45,7 +47,8 @@ class Store:
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Raises UserError where the file cannot be written."""
-        content = {"options": self.options, "notes": self.notes, "rows": rows, "cells": self.cells}
+        content = {"options": self.options, "notes": self.notes, "probes": self.probes, "rows": rows}
+        content["cells"] = self.cells
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
