@@ -83,6 +83,8 @@ class Workshop:
             return self.artifact(variant.cache, capacity)
         if variant.system in GGML:
             return self.gguf()
+        if self.random:
+            raise UserError(f"random weights of {self.model} are made for our export and as GGUF only")
         if variant.system == "executorch":
             return self.stock_program(variant.cache, largest)
         if variant.system == "transformers":
