@@ -3,7 +3,7 @@
 in:  the default checkpoint (or a shape with random weights), a text, the peers' environment
 out: a table on the terminal, --json with every sample, --plot
 
-    make peers                                                        # once: the peers' environment (1.3 GB)
+    make peers                                                        # once: the peers' environment (1.6 GB)
     python scripts/bench_peers.py --json peers.json --plot peers.png
     python scripts/bench_peers.py --contexts 512,2048,4096,8192 --rounds 5 --json peers.json --resume
     python scripts/bench_peers.py --systems adakv,executorch --json stock.json    # ExecuTorch's own export: 15 minutes

@@ -69,10 +69,13 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.set_xticks(
             sorted({row["context"] for row in rows}), [str(c) for c in sorted({r["context"] for r in rows})]
         )
-        axis.minorticks_off()
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axis.tick_params(axis="y", which="minor", labelsize="x-small")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("decode, ms a token (median)")
-    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].set_yscale("log")  # from 5 ms to hundreds
+    axes[0][0].yaxis.set_major_formatter("{x:g}")
+    axes[0][0].yaxis.set_minor_formatter("{x:g}")
     axes[0][-1].legend(fontsize="x-small")
     figure.suptitle(title)
     figure.tight_layout()
