@@ -7,7 +7,7 @@ ARTIFACT ?= artifacts/$(MODEL)-android
 IOS_ARTIFACT ?= artifacts/$(MODEL)-ios
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help venv android ios test lint parity kernels clean
+.PHONY: help venv peers android ios test lint parity kernels clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard a
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
+
+peers: venv  ## Virtual environment of the systems that scripts/bench_peers.py compares with
+	$(BIN)/python scripts/bench_peers.py --setup
 
 android: venv  ## Export the default model for Android and let it answer a prompt on this machine
 	$(BIN)/python export.py --target android --model $(MODEL) --out $(ARTIFACT)

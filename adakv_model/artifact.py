@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -127,7 +128,7 @@ class HostModel:
             )
         inputs = (torch.tensor([tokens]), torch.tensor([self.position]))
         try:
-            logits = self._method.call(inputs)[0]
+            logits = _copy(self._method.call(inputs, clone_outputs=False)[0])
         except RuntimeError as e:
             raise UserError(f"the runtime failed at position {self.position} ({_first_line(e)})") from e
         self.position += len(tokens)
@@ -154,11 +155,20 @@ class HostModel:
 
 
 def set_threads(count: int) -> None:
-    """Size of the runtime's thread pool, for this process."""
+    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it."""
     from executorch.extension.pybindings import _C
 
+    torch.set_num_threads(1)
     with _captured_stderr():
         _C._unsafe_reset_threadpool(count)
+
+
+def _copy(output: Tensor) -> Tensor:
+    """A copy of an output float32 [...], which the next call overwrites. The binding's own copy, as any of torch of
+    this size, wakes a worker of another thread pool, which then takes a core from the runtime's."""
+    copy = torch.empty(output.shape, dtype=output.dtype)
+    ctypes.memmove(copy.data_ptr(), output.data_ptr(), copy.nbytes)
+    return copy
 
 
 def _first_line(error: Exception) -> str:

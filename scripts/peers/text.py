@@ -1,0 +1,17 @@
+"""The tokens that every system is fed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.corpus import read_text
+from adakv_model.text import codec_for
+
+
+def tokens_of(path: Path, checkpoint: Checkpoint, count: int) -> tuple[list[int], str]:
+    """`count` token ids of the text, which is repeated if it is shorter, and a hash of them."""
+    ids = list(codec_for(checkpoint).encode(read_text(path)))
+    tokens = (ids * (count // len(ids) + 1))[:count]
+    return tokens, hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
