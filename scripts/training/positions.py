@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adakv_model.config import LlamaConfig
 from adakv_model.attention import apply_rope
+from adakv_model.config import LlamaConfig
 
 
 def before_rope(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
 from adakv_model.plan_rows import PlanRows
-from adakv_model.attention import apply_rope
 
 
 class SoftTierCache(nn.Module):
