@@ -41,6 +41,7 @@ from adakv_model.quantizer import (
 GROUP_ROWS = 32  # rows whose V weights share a scale
 LANES = 16  # partial sums of a reduction
 TOP = 127.0  # largest int8 code
+SMALLEST = 1e-30  # what is not larger becomes 0: 127 divided by it must be finite
 OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
 
 
@@ -153,7 +154,7 @@ class Queries:
     def of(cls, x: Tensor) -> Queries:
         bands = x.unflatten(-1, (n_bands(x.shape[-1]), -1))
         peak = bands.abs().amax(-1)
-        inverse = torch.where(peak > 0, TOP / peak, torch.zeros_like(peak))
+        inverse = torch.where(peak > SMALLEST, TOP / peak, torch.zeros_like(peak))
         codes = torch.round(bands * inverse.unsqueeze(-1))
         return cls(x, codes.flatten(-2), peak / TOP, codes.sum(-1))
 
@@ -211,7 +212,7 @@ def accumulate(unit: UnitView, segment: int, rows: slice, weights: Tensor) -> Te
         group = slice(first, first + GROUP_ROWS)
         w = weights[:, group] * scales[group]
         peak = w.amax(1)
-        inverse = torch.where(peak > 0, TOP / peak, torch.zeros_like(peak))
+        inverse = torch.where(peak > SMALLEST, TOP / peak, torch.zeros_like(peak))
         integers = torch.round(w * inverse.unsqueeze(1))
         scale = (peak * (1.0 / 127.0)) * factor
         offset = offset - scale * (((1 << bits) - 1) * integers.sum(1))

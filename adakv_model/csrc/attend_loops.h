@@ -21,6 +21,7 @@ using namespace adakv;
 constexpr int kUnpacked = 0;    // width of tiles that lie unpacked, a byte a code of at most 4 bits
 constexpr int kQueryTile = 4;   // queries whose sums stay in registers
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kSmallest = 1e-30f;  // what is not larger becomes 0: 127 divided by it must be finite
 constexpr float kRound = 0x1.8p23f;  // added and subtracted: round to the nearest integer, ties to even
 
 inline int tile_stride(int width) { return width == kUnpacked ? kTileCodes : tile_bytes(width); }
@@ -64,7 +65,7 @@ void quantize_query(const float* x, int dim, int8_t* codes, float* scales, int32
   for (int b = 0; b < bands; ++b, x += channels, codes += channels) {
     float peak = 0.0f;
     for (int i = 0; i < channels; ++i) peak = std::max(peak, std::fabs(x[i]));
-    const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
+    const float inverse = peak > kSmallest ? 127.0f / peak : 0.0f;
     int32_t sum = 0;
     for (int i = 0; i < channels; ++i) {
       const int32_t code = int32_t((x[i] * inverse + kRound) - kRound);
@@ -219,7 +220,7 @@ float softmax_part(float* x, int64_t n, float* peak) {
 // int8 weights of one query for a group of 32 rows: round(w * 127 / largest). Returns largest / 127; sum: of the weights.
 inline float quantize_weights(const Lanes& first, const Lanes& second, int8_t* codes, int32_t* sum) {
   const float peak = lane_max(largest(first, second));
-  const Lanes inverse = set1(peak > 0 ? 127.0f / peak : 0.0f);
+  const Lanes inverse = set1(peak > kSmallest ? 127.0f / peak : 0.0f);
   int32_t rounded[kGroupRows], total = 0;
   store(rounded, round_lanes(first * inverse));
   store(rounded + kLanes, round_lanes(second * inverse));
