@@ -129,6 +129,11 @@ def fast_exp(x: Tensor) -> Tensor:
     return torch.where(x < -87.0, torch.zeros_like(x), e * power)
 
 
+def reciprocal(peak: Tensor) -> Tensor:
+    """127 / peak, or 0. A Python number over a tensor would be rounded twice."""
+    return torch.where(peak > SMALLEST, torch.full_like(peak, TOP) / peak, torch.zeros_like(peak))
+
+
 def lane_sum(x: Tensor) -> Tensor:
     """Sum over the last axis: element i is added to lane i % 16 in order, then the lanes are folded in halves."""
     rows = torch.nn.functional.pad(x, (0, -x.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
@@ -154,7 +159,7 @@ class Queries:
     def of(cls, x: Tensor) -> Queries:
         bands = x.unflatten(-1, (n_bands(x.shape[-1]), -1))
         peak = bands.abs().amax(-1)
-        inverse = torch.where(peak > SMALLEST, TOP / peak, torch.zeros_like(peak))
+        inverse = reciprocal(peak)
         codes = torch.round(bands * inverse.unsqueeze(-1))
         return cls(x, codes.flatten(-2), peak / TOP, codes.sum(-1))
 
@@ -212,7 +217,7 @@ def accumulate(unit: UnitView, segment: int, rows: slice, weights: Tensor) -> Te
         group = slice(first, first + GROUP_ROWS)
         w = weights[:, group] * scales[group]
         peak = w.amax(1)
-        inverse = torch.where(peak > SMALLEST, TOP / peak, torch.zeros_like(peak))
+        inverse = reciprocal(peak)
         integers = torch.round(w * inverse.unsqueeze(1))
         scale = (peak * (1.0 / 127.0)) * factor
         offset = offset - scale * (((1 << bits) - 1) * integers.sum(1))
