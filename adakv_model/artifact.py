@@ -23,6 +23,7 @@ from adakv_model.text import TextCodec
 
 PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
 CALIBRATION = "calibration.safetensors"
+FORMAT = 2  # of the folder; 2: rows in tiled blocks, tokens leave the window in blocks
 STATE_PREFIX = "cache."
 
 
@@ -39,6 +40,8 @@ class Artifact:
             self.manifest = json.loads((folder / MANIFEST).read_text())
         except json.JSONDecodeError as e:
             raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
+        if (found := self.manifest.get("format")) != FORMAT:
+            raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
         missing = [name for name in self.manifest.get("files", {}) if not (folder / name).is_file()]
         if missing or not self.program.exists():
             raise UserError(f"{folder} lacks {', '.join(missing) or self.program.name}: export again")

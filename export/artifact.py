@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from adakv_model.artifact import MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 from adakv_model.checkpoint_hf import sha256_of
 from adakv_model.checkpoint_weights import Checkpoint
 from adakv_model.errors import UserError
@@ -93,7 +93,7 @@ def write_manifest(
     config = checkpoint.config
     returned = 1 if sections.get("logits") == "last" else f"1..{plan.chunk}"
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "model": {
