@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from adakv_model.artifact import Artifact
+from adakv_model.artifact import FORMAT, Artifact
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from device_tests.coreml_eval.generate import generate
@@ -75,7 +75,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         scale_modes=np.zeros((1, 1, 2), np.int64),
     )
     model = {"bos_token_id": None, "eos_token_ids": [9]}
-    manifest = {"program": "counting.mlpackage", "model": model, "kv_cache": plan.to_manifest()}
+    manifest = {"format": FORMAT, "program": "counting.mlpackage", "model": model, "kv_cache": plan.to_manifest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Artifact(folder)
 
