@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,8 +24,17 @@ TORCH = SimpleNamespace(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The torch side is many small operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_bits(random: np.random.Generator, dim: int, side: int) -> int:
-    """Widths of a row: V rows and half of the K rows uniform, the others (nearly always) different from band to band."""
+    """Widths of a row: uniform in V rows and half of the K rows, else (nearly always) different from band to band."""
     if side == Side.VALUE or random.integers(2):
         return int(random.choice(SUPPORTED_BITS))
     return join_bands([int(b) for b in random.choice(BAND_BITS, size=n_bands(dim))])
@@ -114,28 +124,8 @@ class OneLayer:
 
 
 def assert_same_state(a: OneLayer, b: OneLayer) -> None:
-    assert torch.equal(a.progress, b.progress)
-    assert torch.equal(a.tiers, b.tiers)
-    assert torch.equal(a.cache, b.cache)
-
-
-@given(
-    seed=st.integers(0, 2**20),
-    window=st.integers(1, 12),
-    extra=st.lists(st.integers(0, 9), min_size=1, max_size=5),
-    data=st.data(),
-)
-@settings(max_examples=40, deadline=None)
-def test_operators_match_the_reference(seed: int, window: int, extra: list[int], data: st.DataObject) -> None:
-    chunk = data.draw(st.integers(1, window))
-    sizes = data.draw(st.lists(st.integers(1, chunk), min_size=1, max_size=4))
-    plan = make_plan(1 + window + sum(extra), window, chunk, tuple(extra), seed, dim=32)
-    theirs, ours = OneLayer(plan, reference, seed), OneLayer(plan, native, seed)
-    expected, got = theirs.run(sizes), ours.run(sizes)
-    assert_same_state(theirs, ours)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.attention.double(), theirs.attention.double(), atol=500.0, rtol=1e-5)
+    for name in ("progress", "tiers", "cache", "attention"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def split_slots(context: int, window: int, departure: int, n_tiers: int, seed: int) -> tuple[int, ...]:
@@ -148,44 +138,134 @@ def split_slots(context: int, window: int, departure: int, n_tiers: int, seed: i
 
 @given(
     seed=st.integers(0, 2**20),
+    dim=st.sampled_from([16, 32, 64, 128]),
     window=st.integers(1, 40),
-    departure=st.integers(1, 40),
+    departure=st.one_of(st.just(1), st.integers(1, 40)),
     extra=st.integers(0, 60),
     n_tiers=st.integers(1, 5),
     aligned=st.booleans(),
     data=st.data(),
 )
 @settings(max_examples=40, deadline=None)
-def test_bookkeeping_matches_the_reference(
-    seed: int, window: int, departure: int, extra: int, n_tiers: int, aligned: bool, data: st.DataObject
+def test_operators_match_the_reference_to_the_last_bit(
+    seed: int, dim: int, window: int, departure: int, extra: int, n_tiers: int, aligned: bool, data: st.DataObject
 ) -> None:
     chunk = data.draw(st.integers(1, departure if departure > 1 else window))
     sizes = data.draw(st.lists(st.integers(1, chunk), min_size=1, max_size=4))
     context = 1 + window + departure + extra
     capacities = split_slots(context, window, departure, n_tiers, seed)
-    plan = make_plan(context, window, chunk, capacities, seed, 16, departure)
-    mixed = SimpleNamespace(depart=native.depart, assign=native.assign, attend=reference.attend, observe=native.observe)
-    theirs, ours = OneLayer(plan, reference, seed), OneLayer(plan, mixed, seed)
+    plan = make_plan(context, window, chunk, capacities, seed, dim, departure)
+    theirs, ours = OneLayer(plan, TORCH, seed), OneLayer(plan, native, seed)
     expected, got = theirs.run(sizes, aligned=aligned), ours.run(sizes, aligned=aligned)
     assert_same_state(theirs, ours)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(got, expected)
     torch.testing.assert_close(ours.observed, theirs.observed, atol=1e-5, rtol=1e-5)
-    assert torch.equal(ours.attention, theirs.attention)
 
 
-@pytest.mark.parametrize(("window", "departure"), [(16, 32), (5, 8), (40, 32), (16, 7)])
-@pytest.mark.parametrize("sizes", [[32], [3, 16, 1], [5, 11]])
-def test_any_aligned_chunking_of_the_reference_equals_token_by_token(
-    window: int, departure: int, sizes: list[int]
-) -> None:
-    plan = make_plan(130, window, departure, split_slots(130, window, departure, 4, 3), 3, departure=departure)
-    single, chunked = OneLayer(plan, reference, 5), OneLayer(plan, reference, 5)
-    expected, got = single.run([1]), chunked.run(sizes)
-    assert_same_state(single, chunked)
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+@pytest.mark.parametrize("loud", [1e-30, 1e-8, 1e4])
+def test_extreme_values_match_the_reference_to_the_last_bit(loud: float) -> None:
+    plan = make_plan(120, 16, 32, split_slots(120, 16, 32, 4, 3), 3, departure=32)
+    theirs, ours = OneLayer(plan, TORCH, 5), OneLayer(plan, native, 5)
+    for layer in (theirs, ours):
+        layer.qkv[:, ::3] *= loud
+        layer.qkv[:, 41] = 0.0
+    expected, got = theirs.run([32, 1, 7]), ours.run([32, 1, 7])
+    assert expected.isfinite().all()
+    assert_same_state(theirs, ours)
+    assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
+@pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
+@pytest.mark.parametrize(("window", "departure"), [(16, 32), (5, 8), (40, 32), (16, 7), (16, 1)])
+def test_any_aligned_chunking_equals_token_by_token_to_the_last_bit(kernels, window: int, departure: int) -> None:
+    chunk = departure if departure > 1 else 11  # departure 1: what is received is complete for chunks up to `chunk`
+    plan = make_plan(110, window, chunk, split_slots(110, window, departure, 4, 3), 3, departure=departure)
+    single = OneLayer(plan, kernels, 5)
+    expected = single.run([1])
+    for sizes in ([32], [3, 16, 1], [5, 11]):
+        chunked = OneLayer(plan, kernels, 5)
+        assert torch.equal(chunked.run(sizes), expected)
+        assert_same_state(single, chunked)
+
+
+@pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
+def test_chunks_that_cross_a_departure_only_change_what_the_controller_sees(kernels) -> None:
+    """With one tier there is nothing to decide: the same bits."""
+    plan = make_plan(110, 16, 32, split_slots(110, 16, 32, 1, 3), 3, departure=32)
+    aligned = OneLayer(plan, kernels, 5)
+    expected = aligned.run([32])
+    for sizes in ([7, 32], [20], [3, 16, 1]):
+        crossing = OneLayer(plan, kernels, 5)
+        assert torch.equal(crossing.run(sizes, aligned=False), expected)
+        for name in ("progress", "tiers", "cache"):
+            assert torch.equal(getattr(aligned, name), getattr(crossing, name)), name
+
+
+@pytest.mark.parametrize("departure", [1, 32])
+@pytest.mark.parametrize("n_tiers", [1, 2])
+def test_any_chunking_of_long_contexts_equals_token_by_token(departure: int, n_tiers: int) -> None:
+    """Tiers of more than one part."""
+    plan = make_plan(1500, 24, 16, split_slots(1500, 24, departure, n_tiers, 3), 3, departure=departure)
+    single = OneLayer(plan, native, 5)
+    expected = single.run([1])
+    for sizes in ([7], [16], [3, 16, 1], [5, 11]):
+        chunked = OneLayer(plan, native, 5)
+        assert torch.equal(chunked.run(sizes), expected)
+        assert_same_state(single, chunked)
+
+
+@pytest.mark.parametrize("departure", [1, 32])
+def test_threads_change_nothing(departure: int) -> None:
+    plan = make_plan(900, 16, 16, split_slots(900, 16, departure, 3, 3), 1, departure=departure)
+    outputs, layers = [], []
+    for threads in (1, 2, 3, 4):
+        attend = partial(native.attend, threads=threads)
+        kernels = SimpleNamespace(depart=native.depart, assign=native.assign, attend=attend, observe=native.observe)
+        layers.append(OneLayer(plan, kernels, 2))
+        outputs.append(layers[-1].run([16, 1]))
+    for output, layer in zip(outputs, layers, strict=True):
+        assert torch.equal(output, outputs[0])
+        assert_same_state(layer, layers[0])
+
+
+@pytest.mark.parametrize("departure", [1, 32])
+def test_long_contexts_in_parts_match_the_reference_to_the_last_bit(departure: int) -> None:
+    plan = make_plan(1300, 16, 16, split_slots(1300, 16, departure, 2, 1), 1, departure=departure)
+    theirs, ours = OneLayer(plan, TORCH, 2), OneLayer(plan, native, 2)
+    expected, got = theirs.run([16]), ours.run([16])
+    assert_same_state(theirs, ours)
+    assert torch.equal(got, expected)
+
+
+def exact_attention(layer: OneLayer) -> Tensor:
+    """Of the newest token over the rows that the cache holds, in float64: [H, D]."""
+    plan, newest, group = layer.plan, layer.plan.context - 1, layer.plan.n_heads // layer.plan.n_kv_heads
+    qkv, at, heads = layer.qkv[0, newest:].reshape(1, -1, plan.head_dim), slice(newest, newest + 1), []
+    queries = attention.apply_rope(qkv[:, : plan.n_heads], layer.cos[at], layer.sin[at])[0]
+    recent = torch.arange(plan.left(newest), newest + 1) % plan.ring
+    for head in range(plan.n_kv_heads):
+        held = []
+        for side in Side:
+            view = attention.UnitView(plan.layout(0)[2 * head + side], layer.cache, plan.head_dim, side)
+            parts = [view.read(SINK, torch.tensor([0])), view.read(WINDOW, recent)]
+            parts += [view.read(FIRST_TIER + k, torch.arange(n)) for k, n in enumerate(layer.progress[1:].tolist())]
+            held.append(torch.cat(parts).double())
+        q = transform(queries[head * group : (head + 1) * group], layer.q_transform[head]).double()
+        probability = (q @ held[0].T).softmax(-1)
+        heads.append(hadamard(probability @ held[1]) + layer.v_mean[head])
+    return torch.cat(heads)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_attention_is_what_the_rows_say(seed: int) -> None:
+    """An independent sum in float64. int8 queries and weights leave the outputs 1 % apart (measured: 0.3 to 0.6 %)."""
+    plan = make_plan(330, 16, 32, split_slots(330, 16, 32, 3, seed), seed, departure=32)
+    layer = OneLayer(plan, native, seed)
+    got, expected = layer.run([32])[0, -1].reshape(plan.n_heads, -1), exact_attention(layer)
+    assert (got - expected).norm() < 0.01 * (expected - layer.v_mean.repeat_interleave(3, 0)).norm()
+
+
+@pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
 def test_blocks_leave_at_multiples_of_the_departure(kernels) -> None:
     window, departure = 3, 4
     plan = make_plan(20, window, departure, (16,), 1, departure=departure)
@@ -210,35 +290,6 @@ def test_blocks_leave_at_multiples_of_the_departure(kernels) -> None:
     assert marks[5] == [[0, 5, 6], [0, 6, 7], [0, 7, 8], [0, 8, 9]]  # 12: tokens 6 to 9
 
 
-@pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])
-def test_any_chunking_of_the_reference_equals_token_by_token(sizes: list[int]) -> None:
-    plan = make_plan(120, 24, 16, (20, 30, 15, 20, 10), seed=3)
-    single, chunked = OneLayer(plan, reference, 5), OneLayer(plan, reference, 5)
-    expected, got = single.run([1]), chunked.run(sizes)
-    assert_same_state(single, chunked)
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("sizes", [[7], [16], [3, 16, 1], [5, 11]])
-@pytest.mark.parametrize("capacities", [(20, 30, 15, 20, 10), (900, 500, 300, 30, 10), (700,)])
-def test_any_chunking_of_the_kernels_equals_token_by_token_to_the_last_bit(
-    sizes: list[int], capacities: tuple[int, ...]
-) -> None:
-    plan = make_plan(25 + sum(capacities), 24, 16, capacities, seed=3)
-    single, chunked = OneLayer(plan, native, 5), OneLayer(plan, native, 5)
-    assert torch.equal(single.run([1]), chunked.run(sizes))
-    assert_same_state(single, chunked)
-    assert torch.equal(single.attention, chunked.attention)
-
-
-def test_long_context_in_parts_matches_the_reference() -> None:
-    plan = make_plan(1500, 16, 16, (600, 500, 300, 63, 20), seed=1)
-    theirs, ours = OneLayer(plan, reference, 2), OneLayer(plan, native, 2)
-    expected, got = theirs.run([16]), ours.run([16])
-    assert_same_state(theirs, ours)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_position_zero_resets() -> None:
     plan = make_plan(60, 8, 8, (20, 31), seed=4)
     layer = OneLayer(plan, native, 4)
@@ -248,7 +299,7 @@ def test_position_zero_resets() -> None:
     assert torch.equal(layer.cache, before)
 
 
-@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "native"])
+@pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
 def test_past_the_context_nothing_is_overwritten(kernels) -> None:
     plan = make_plan(40, 8, 8, (20, 11), seed=4)
     layer = OneLayer(plan, kernels, 4)

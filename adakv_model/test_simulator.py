@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adakv_model import attention
+from adakv_model.attention import UnitView
 from adakv_model.baselines import AsymmetricRows, SymmetricRows
 from adakv_model.budget import CacheOptions
 from adakv_model.checkpoint_weights import Checkpoint, draw_weights
@@ -23,6 +25,7 @@ from adakv_model.plan_rows import PlanRows
 from adakv_model.policies import BUDGETED, NAMES, Policy, make_policy, paper_thresholds
 from adakv_model.quantizer import ScaleMode, join_bands
 from adakv_model.scoring import Simulator
+from adakv_model.simulator import SimulatedCache
 from adakv_model.tables import CalibrationTables, neutral_tables
 from adakv_model.testing_checkpoints import SMALL
 
@@ -56,6 +59,8 @@ def plan_of(capacities: tuple[int, ...], half: bool = False, departure: int = 1)
     bands = [join_bands(b) for b in ((3, 2), (4, 3), (8, 4), (2, 2))]
     tiers = len(capacities)
     modes = random.integers(0, 2, size=(2, 2, 2)) | (int(ScaleMode.HALF) if half else 0)
+    unit_bits = random.choice([*bands, 2, 3, 4, 8], size=(2, 2, 2, tiers))
+    unit_bits[:, :, 1] = random.choice([2, 3, 4, 8], size=(2, 2, tiers))
     shape = {name: getattr(SMALL, name) for name in ("n_heads", "n_kv_heads", "n_layers", "head_dim", "vocab_size")}
     return CachePlan(
         context=CONTEXT,
@@ -65,7 +70,7 @@ def plan_of(capacities: tuple[int, ...], half: bool = False, departure: int = 1)
         departure=departure,
         tier_bits=(2, 3, 4, 8)[:tiers],
         capacities=capacities,
-        unit_bits=random.choice([*bands, 2, 3, 4, 8], size=(2, 2, 2, tiers)),
+        unit_bits=unit_bits,
         scale_modes=modes,
         policy="adaptive",
         **shape,
@@ -93,20 +98,22 @@ def tokens(batch: int = 1, count: int = COUNT) -> Tensor:
     return torch.randint(SMALL.vocab_size, (batch, count), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["coded scales", "fp16 scales"])
-@pytest.mark.parametrize(
-    ("departure", "capacities"),
-    [
-        *((1, c) for c in ((30, 25, 20, 8), (10, 10, 30, 33), (83,))),
-        *((8, c) for c in ((32, 16, 16, 16), (16, 16, 16, 32), (80,))),
-        *((32, c) for c in ((16, 16, 16, 16), (64,))),
-    ],
-)
-def test_tiers_and_logits_are_those_of_the_packed_cache(
-    departure: int, capacities: tuple[int, ...], half: bool
-) -> None:
-    """Prefill in full chunks, then ragged chunks and single tokens; tight capacities make tokens spill."""
-    plan = plan_of(capacities, half, departure)
+@pytest.fixture
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed cache multiplies its rows in float, as the simulated one does."""
+
+    def score(unit: UnitView, segment: int, rows: slice, queries: attention.Queries) -> Tensor:
+        return queries.values @ unit.read(segment, torch.arange(rows.stop))[rows].T
+
+    def accumulate(unit: UnitView, segment: int, rows: slice, weights: Tensor) -> Tensor:
+        return weights @ unit.read(segment, torch.arange(rows.stop))[rows]
+
+    monkeypatch.setattr(attention, "score", score)
+    monkeypatch.setattr(attention, "accumulate", accumulate)
+
+
+def run_both(plan: CachePlan) -> tuple[SimulatedCache, MixedPrecisionCache, Tensor, Tensor]:
+    """Simulated and packed cache, with their logits: prefill in full chunks, then ragged ones and single tokens."""
     controller = Controller(tables().scorers["all"], THRESHOLDS).eval() if plan.adaptive else None
     packed = MixedPrecisionCache(SMALL, plan, tables(), controller)
     model = build_model(SMALL, checkpoint().weights, packed, prescale_norm=False)
@@ -116,7 +123,7 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(
     expected: list[Tensor] = []
     with torch.no_grad():
         ragged = [CHUNK] * 10 + [1, 5, 2, 6, 3, 1, 1] + [1] * 11
-        if departure > 1:
+        if plan.departure > 1:
             starts = np.cumsum([0, *ragged[:-1]]).tolist()
             ragged = [n for at, size in zip(starts, ragged, strict=True) for n in plan.chunks(at, size)]
         for count in ragged:
@@ -124,12 +131,60 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(
             simulator.feed(part, lambda _, logits: simulated.append(logits))
             expected.append(model(part, torch.tensor([position])))
             position += count
-    torch.testing.assert_close(torch.cat(simulated, 1), torch.cat(expected, 1), rtol=1e-3, atol=2e-3)
+    return simulator.cache, packed, torch.cat(simulated, 1), torch.cat(expected, 1)
+
+
+SHAPES = pytest.mark.parametrize(
+    ("departure", "capacities"),
+    [
+        *((1, c) for c in ((30, 25, 20, 8), (10, 10, 30, 33), (83,))),
+        *((8, c) for c in ((32, 16, 16, 16), (16, 16, 16, 32), (80,))),
+        *((32, c) for c in ((16, 16, 16, 16), (64,))),
+    ],
+)
+
+
+@pytest.mark.usefixtures("exact_products")
+@pytest.mark.parametrize("half", [False, True], ids=["coded scales", "fp16 scales"])
+@SHAPES
+def test_tiers_and_logits_are_those_of_the_packed_cache(
+    departure: int, capacities: tuple[int, ...], half: bool
+) -> None:
+    """Tight capacities make tokens spill."""
+    plan = plan_of(capacities, half, departure)
+    cache, packed, simulated, expected = run_both(plan)
+    torch.testing.assert_close(simulated, expected, rtol=1e-3, atol=2e-3)
     left = slice(1, plan.left(COUNT - 1))
-    assert torch.equal(simulator.cache.tiers[0, left], packed.tiers[left].long())
-    assert simulator.cache.fill[0].tolist() == packed.progress[1:].tolist()
+    assert torch.equal(cache.tiers[0, left], packed.tiers[left].long())
+    assert cache.fill[0].tolist() == packed.progress[1:].tolist()
     if plan.adaptive:
-        assert len(simulator.cache.tiers[0, left].unique()) == plan.n_tiers
+        assert len(cache.tiers[0, left].unique()) == plan.n_tiers
+
+
+@SHAPES
+def test_integer_products_move_logits_less_than_the_cache_does(departure: int, capacities: tuple[int, ...]) -> None:
+    """Int8 queries and weights: PLACEHOLDER"""
+    plan = plan_of(capacities, departure=departure)
+    cache, packed, simulated, expected = run_both(plan)
+    left = slice(1, plan.left(COUNT - 1))
+    same = (cache.tiers[0, left] == packed.tiers[left].long()).float().mean()
+    log_p, log_q = simulated.log_softmax(-1), expected.log_softmax(-1)
+    print(
+        "KL",
+        float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+        "same",
+        float(same),
+        float((simulated - expected).abs().max()),
+        float(simulated.std()),
+    )
+    model = build_model(SMALL, checkpoint().weights, FloatCache(SMALL, CONTEXT), prescale_norm=False)
+    with torch.no_grad():
+        log_f = model(tokens(), torch.tensor([0])).log_softmax(-1)
+    print(
+        "float",
+        float((log_f.exp() * (log_f - log_q)).sum(-1).mean()),
+        float((log_f.exp() * (log_f - log_p)).sum(-1).mean()),
+    )
 
 
 @pytest.mark.parametrize(

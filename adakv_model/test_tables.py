@@ -1,5 +1,6 @@
 """Calibration tables: files that can be read again, and one clear line for those that cannot."""
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def test_rows_of_uniform_width_use_a_hadamard_transform_in_the_cache_and_the_sim
     rotation = hadamard(torch.eye(SMALL.head_dim)).half().float().expand_as(tables.at(128).k_transform)
     expected = tables.at(128).k_transform.float() if plan.banded else rotation
     for layer in range(SMALL.n_layers):
-        stored, query = (getattr(cache, f"{side}_transform_{layer}") for side in "kq")
+        stored, query = (getattr(cache, f"{side}_columns_{layer}").transpose(-1, -2) for side in "kq")
         assert torch.equal(stored, expected[layer])
         assert torch.equal(rows.k_transform[layer].transpose(-1, -2), stored)
-        assert torch.equal(rows.q_transform[layer].transpose(-1, -2), query)
+        assert torch.equal(rows.q_transform[layer].transpose(-1, -2) / math.sqrt(SMALL.head_dim), query)

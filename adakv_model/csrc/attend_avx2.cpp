@@ -60,7 +60,8 @@ struct Tiles : Avx2Tiles {
           for (int i = 0; i < kQueries; ++i) low[i] = high[i] = _mm256_setzero_si256();
           for (int k = 0; k < n; ++k, y += 4) {
             const __m256i codes = load_32(tiles + r * stride + 64 * (q + k) + 32 * h);
-            const __m256i a = _mm256_and_si256(codes, nibble), b = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+            const __m256i a = _mm256_and_si256(codes, nibble),
+                          b = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
             for (int i = 0; i < kQueries; ++i) {
               low[i] = _mm256_add_epi16(low[i], _mm256_maddubs_epi16(a, four(y + i * x_stride)));
               high[i] = _mm256_add_epi16(high[i], _mm256_maddubs_epi16(b, four(y + i * x_stride)));

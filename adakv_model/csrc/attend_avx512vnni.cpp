@@ -13,8 +13,7 @@ struct Tiles {
     if constexpr (kWidth == 0 || kWidth == 8) {
       return _mm512_loadu_si512(tile);
     } else if constexpr (kWidth == 4) {
-      const __m512i both =
-          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile)));
+      const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile)));
       const __m512i shifted = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
       return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
     } else {

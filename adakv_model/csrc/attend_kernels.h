@@ -11,9 +11,9 @@
 
 namespace adakv {
 
-constexpr int kPartRows = 512;  // rows of a segment whose softmax is summed together, before it joins the others
-constexpr int kGroupRows = 32;  // rows whose V weights share a scale: exactly what 16-bit sums of 4-bit codes hold
-constexpr int kMaxQueries = 32; // of one kv head that a kernel takes at a time
+constexpr int kPartRows = 512;   // rows of a segment whose softmax is summed together, before it joins the others
+constexpr int kGroupRows = 32;   // rows whose V weights share a scale: exactly what 16-bit sums of 4-bit codes hold
+constexpr int kMaxQueries = 32;  // of one kv head that a kernel takes at a time
 constexpr int kMaxBands = 4;
 
 // Consecutive packed rows of one unit, from the start of a block on.
@@ -27,11 +27,11 @@ struct Rows {
 
 // Queries of one kv head, transformed: exact, and as int8 with a scale for each band.
 struct Queries {
-  const float* values;   // [n, dim]
-  const int8_t* codes;   // [n, dim]
-  const float* scales;   // [n, kMaxBands]
-  const int32_t* sums;   // [n, kMaxBands], of the codes
-  int n;                 // at most kMaxQueries
+  const float* values;  // [n, dim]
+  const int8_t* codes;  // [n, dim]
+  const float* scales;  // [n, kMaxBands]
+  const int32_t* sums;  // [n, kMaxBands], of the codes
+  int n;                // at most kMaxQueries
 };
 
 struct AttendKernels {

@@ -1,9 +1,9 @@
-// The kernels of attend_kernels.h over a set of tile products. Included once by each attend_<isa>.cpp, which defines, in
-// an anonymous namespace of its own, a struct `Tiles`:
+// The kernels of attend_kernels.h over a set of tile products. Included once by each attend_<isa>.cpp, which defines,
+// in an anonymous namespace of its own, a struct `Tiles`:
 //   unpack<kWidth>(tile, out)      the 64 codes of a tile, one byte each
 //   products<kWidth, kQueries>(...)   sums[i] = sum over tiles t of codes of t * x[i][4 t .. 4 t + 3], exactly.
-//       Width 0 is an unpacked tile with codes of at most 4 bits. The tiles lie in `runs` runs of `quads`, `stride` bytes
-//       apart. totals[i]: the sum of x[i] over all of these tiles, for those who need signed codes.
+//       Width 0 is an unpacked tile with codes of at most 4 bits. The tiles lie in `runs` runs of `quads`, `stride`
+//       bytes apart. totals[i]: the sum of x[i] over all of these tiles, for those who need signed codes.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ namespace {
 
 using namespace adakv;
 
-constexpr int kUnpacked = 0;    // width of tiles that lie unpacked, a byte a code of at most 4 bits
-constexpr int kQueryTile = 4;   // queries whose sums stay in registers
+constexpr int kUnpacked = 0;   // width of tiles that lie unpacked, a byte a code of at most 4 bits
+constexpr int kQueryTile = 4;  // queries whose sums stay in registers
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kSmallest = 1e-30f;  // what is not larger becomes 0: 127 divided by it must be finite
 constexpr float kRound = 0x1.8p23f;  // added and subtracted: round to the nearest integer, ties to even
@@ -48,16 +48,22 @@ inline void for_query_tiles(int n, F&& f) {
   if (n - q == 1) return f(std::integral_constant<int, 1>(), q);
 }
 
-void transform(const float* x, const float* columns, int dim, float* out) {
-  constexpr int kBlock = 16;  // sums that stay in registers
-  for (int i = 0; i < dim; i += kBlock) {
-    float sum[kBlock];
-    for (int k = 0; k < kBlock; ++k) sum[k] = x[0] * columns[i + k];
-    for (int j = 1; j < dim; ++j) {
-      for (int k = 0; k < kBlock; ++k) sum[k] = sum[k] + x[j] * columns[j * dim + i + k];
-    }
-    for (int k = 0; k < kBlock; ++k) out[i + k] = sum[k];
+// 16 kBlocks results at a time, so that additions need not wait for each other.
+template <int kBlocks>
+inline void transform_block(const float* x, const float* columns, int dim, float* out) {
+  Lanes sum[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) sum[b] = set1(x[0]) * load(columns + kLanes * b);
+  for (int j = 1; j < dim; ++j) {
+    const Lanes y = set1(x[j]);
+    for (int b = 0; b < kBlocks; ++b) sum[b] = sum[b] + y * load(columns + int64_t(j) * dim + kLanes * b);
   }
+  for (int b = 0; b < kBlocks; ++b) store(out + kLanes * b, sum[b]);
+}
+
+void transform(const float* x, const float* columns, int dim, float* out) {
+  int i = 0;
+  for (; i + 4 * kLanes <= dim; i += 4 * kLanes) transform_block<4>(x, columns + i, dim, out + i);
+  for (; i < dim; i += kLanes) transform_block<1>(x, columns + i, dim, out + i);
 }
 
 void quantize_query(const float* x, int dim, int8_t* codes, float* scales, int32_t* sums) {
@@ -217,7 +223,8 @@ float softmax_part(float* x, int64_t n, float* peak) {
   return lane_sum(sum);
 }
 
-// int8 weights of one query for a group of 32 rows: round(w * 127 / largest). Returns largest / 127; sum: of the weights.
+// int8 weights of one query for a group of 32 rows: round(w * 127 / largest). Returns largest / 127; sum: of the
+// weights.
 inline float quantize_weights(const Lanes& first, const Lanes& second, int8_t* codes, int32_t* sum) {
   const float peak = lane_max(largest(first, second));
   const Lanes inverse = set1(peak > kSmallest ? 127.0f / peak : 0.0f);

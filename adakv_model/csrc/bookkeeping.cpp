@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cache.h"
 #include "attend_kernels.h"
+#include "cache.h"
 
 namespace adakv {
 

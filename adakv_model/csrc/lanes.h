@@ -120,22 +120,37 @@ inline Lanes exp_lanes(const Lanes& x) {
   });
 }
 
-// Sum and largest of all lanes, folded in halves.
-inline float lane_sum(const Lanes& x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int half = kLanes / 2; half >= 1; half /= 2) {
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+// Lane l of a vector becomes lane l + kBy, around its end.
+template <size_t kBy, size_t... I>
+inline FloatVector turned(const FloatVector& v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, ((I + kBy) % kVectorLanes)...);
+}
+
+// All lanes, folded in halves: lane l with l + 8, then with l + 4, ...
+template <size_t kHalf, typename F>
+inline float fold_vector(const FloatVector& v, const F& f) {
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    return fold_vector<kHalf / 2>(f(v, turned<kHalf>(v, std::make_index_sequence<kVectorLanes>())), f);
   }
-  return lane[0];
+}
+template <typename F>
+inline float fold(const Lanes& x, const F& f) {
+  constexpr size_t kHalf = kVectorLanes / 2;
+  if constexpr (kVectors == 1) {
+    return fold_vector<kHalf>(x.v[0], f);
+  } else if constexpr (kVectors == 2) {
+    return fold_vector<kHalf>(f(x.v[0], x.v[1]), f);
+  } else {
+    return fold_vector<kHalf>(f(f(x.v[0], x.v[2]), f(x.v[1], x.v[3])), f);
+  }
+}
+inline float lane_sum(const Lanes& x) {
+  return fold(x, [](const FloatVector& a, const FloatVector& b) { return a + b; });
 }
 inline float lane_max(const Lanes& x) {
-  float lane[kLanes];
-  store(lane, x);
-  for (int half = kLanes / 2; half >= 1; half /= 2) {
-    for (int l = 0; l < half; ++l) lane[l] = lane[l] > lane[l + half] ? lane[l] : lane[l + half];
-  }
-  return lane[0];
+  return fold(x, [](const FloatVector& a, const FloatVector& b) { return a > b ? a : b; });
 }
 
 }  // namespace

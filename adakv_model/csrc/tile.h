@@ -2,8 +2,8 @@
 //
 // Rows lie in blocks of 16 slots, and a block in tiles of 16 lanes x 4 codes: K tiles hold four channels of each of
 // the 16 slots, V tiles four slots of each of 16 channels, so one product kernel serves both. Code n = 4 lane + element
-// of a tile is packed like a run of 64: field f of byte j is code j + f * bytes; 3 bits are a plane of the two low bits,
-// then one of the high bit. Rows of 16 bits are not tiled.
+// of a tile is packed like a run of 64: field f of byte j is code j + f * bytes; 3 bits are a plane of the two low
+// bits, then one of the high bit. Rows of 16 bits are not tiled.
 #pragma once
 
 #include <cstdint>
