@@ -230,7 +230,7 @@ def test_threads_change_nothing(departure: int) -> None:
 
 @pytest.mark.parametrize("departure", [1, 32])
 def test_long_contexts_in_parts_match_the_reference_to_the_last_bit(departure: int) -> None:
-    plan = make_plan(1300, 16, 16, split_slots(1300, 16, departure, 2, 1), 1, departure=departure)
+    plan = make_plan(620, 16, 16, split_slots(620, 16, departure, 1, 1), 1, departure=departure)
     theirs, ours = OneLayer(plan, TORCH, 2), OneLayer(plan, native, 2)
     expected, got = theirs.run([16]), ours.run([16])
     assert_same_state(theirs, ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,15 @@ def tokens(batch: int = 1, count: int = COUNT) -> Tensor:
     return torch.randint(SMALL.vocab_size, (batch, count), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The packed cache in torch is many small operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The packed cache multiplies its rows in float, as the simulated one does."""
@@ -163,28 +173,23 @@ def test_tiers_and_logits_are_those_of_the_packed_cache(
 
 @SHAPES
 def test_integer_products_move_logits_less_than_the_cache_does(departure: int, capacities: tuple[int, ...]) -> None:
-    """Int8 queries and weights: PLACEHOLDER"""
+    """Measured: KL 1.1e-4 to 4.0e-4 nats a token, 0.3 to 2.3 % of what the cache costs; no tier differs."""
     plan = plan_of(capacities, departure=departure)
     cache, packed, simulated, expected = run_both(plan)
     left = slice(1, plan.left(COUNT - 1))
-    same = (cache.tiers[0, left] == packed.tiers[left].long()).float().mean()
-    log_p, log_q = simulated.log_softmax(-1), expected.log_softmax(-1)
-    print(
-        "KL",
-        float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
-        "same",
-        float(same),
-        float((simulated - expected).abs().max()),
-        float(simulated.std()),
-    )
+    assert (cache.tiers[0, left] == packed.tiers[left].long()).float().mean() > 0.95  # a tie may fall otherwise
     model = build_model(SMALL, checkpoint().weights, FloatCache(SMALL, CONTEXT), prescale_norm=False)
     with torch.no_grad():
-        log_f = model(tokens(), torch.tensor([0])).log_softmax(-1)
-    print(
-        "float",
-        float((log_f.exp() * (log_f - log_q)).sum(-1).mean()),
-        float((log_f.exp() * (log_f - log_p)).sum(-1).mean()),
-    )
+        exact = model(tokens(), torch.tensor([0]))
+    moved = kl(simulated, expected)
+    assert moved < 1e-3
+    assert moved < 0.1 * kl(exact, expected)
+
+
+def kl(a: Tensor, b: Tensor) -> float:
+    """KL(a || b) of logits [B, T, V], nats a token."""
+    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize(

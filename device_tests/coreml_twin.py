@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from adakv_model.artifact import CALIBRATION, Artifact
+from adakv_model.attention import UnitView
 from adakv_model.budget import PlannedCache
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
+from adakv_model.packing import Side
 from adakv_model.plan import FIRST_TIER, IN_WINDOW
-from adakv_model.quantizer import unpack
-from adakv_model.reference import UnitView
 from adakv_model.tables import CalibrationTables
 from device_tests.coreml_run import CoreMLModel
 from export.coreml_rows import by_channel, unpack_row
@@ -32,8 +34,11 @@ def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     }
     cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, planned.controller(tables))
     for name, value in cache.named_buffers():
-        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_transform", "q_transform")):
+        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_columns")):
             value.copy_(value.half())  # constants of the package are fp16
+        if name.startswith("q_columns"):  # where 1 / sqrt(D) is not part of it
+            root = math.sqrt(artifact.plan.head_dim)
+            value.copy_((value * root).half() / root)
     return build_model(checkpoint.config, weights, cache)
 
 
@@ -62,9 +67,8 @@ def reference_codes(cache: MixedPrecisionCache, layer: int, tier: int, rows: int
     plan = cache.plan
     table, buffer = getattr(cache, f"layout_{layer}"), getattr(cache, f"cache_{layer}")
     units = []
-    for side in (0, 1):
+    for side in Side:
         for head in range(plan.n_kv_heads):
-            view = UnitView(table[2 * head + side], buffer, plan.head_dim)
-            packed, _ = view._blocks(FIRST_TIER + tier)
-            units.append(unpack(packed[:rows], view.table[FIRST_TIER + tier][0], plan.head_dim).T)
+            view = UnitView(table[2 * head + side], buffer, plan.head_dim, side)
+            units.append(view.codes(FIRST_TIER + tier)[:rows].T)
     return torch.stack(units).float().numpy()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adakv_model import reference
+from adakv_model import attention
 from adakv_model.artifact import Artifact, HostModel
 from adakv_model.checkpoints import Checkpoint
 from adakv_model.errors import UserError
@@ -160,4 +160,4 @@ def test_reference_module_is_what_eager_mode_runs() -> None:
     assert torch.ops.adakv.attend.default is not None
     from adakv_model import ops
 
-    assert ops._KERNELS["attend"] is reference.attend
+    assert ops._KERNELS["attend"] is attention.attend
