@@ -1,9 +1,9 @@
 // Append a chunk, demote the rows that leave the window, attend on the packed rows.
 //
-// A query's softmax is a sum of parts, joined in order: the window ring with the sink, then every 512 rows of every tier.
-// Parts are anchored to the stored rows, never to the chunk, and rows that a query may not see add exact zeros; so a
-// query's result is the same to the last bit however the text is cut into chunks and however many threads run. One token
-// is split over its parts, a chunk over its queries.
+// A query's softmax is a sum of parts, joined in order: the window ring with the sink, then every 512 rows of every
+// tier. Parts are anchored to the stored rows, never to the chunk, and rows that a query may not see add exact zeros;
+// so a query's result is the same to the last bit however the text is cut into chunks and however many threads run. One
+// token is split over its parts, a chunk over its queries.
 #include "attend_kernels.h"
 #include "cache.h"
 
@@ -101,7 +101,9 @@ class Step {
     recent_ = arena.take<float>(all * stride_);
     recent_peaks_ = arena.take<float>(all);
     factors_ = arena.take<float>(all);
-    partials_ = arena.take<float>(whole_ ? a.n_kv_heads * (1 + max_parts()) * group_ * partial_size() : 0);
+    // Whatever the count: a chunk may leave a single token between two departures.
+    partials_ =
+        arena.take<float>(group_ <= kMaxQueries ? a.n_kv_heads * (1 + max_parts()) * group_ * partial_size() : 0);
     needed_ = arena.used;
     if (workspace != nullptr) find_used();
   }

@@ -1,9 +1,9 @@
-// The kernels of attend_kernels.h over a set of tile products. Included once by each attend_<isa>.cpp, which defines, in
-// an anonymous namespace of its own, a struct `Tiles`:
+// The kernels of attend_kernels.h over a set of tile products. Included once by each attend_<isa>.cpp, which defines,
+// in an anonymous namespace of its own, a struct `Tiles`:
 //   unpack<kWidth>(tile, out)      the 64 codes of a tile, one byte each
 //   products<kWidth, kQueries>(...)   sums[i] = sum over tiles t of codes of t * x[i][4 t .. 4 t + 3], exactly.
-//       Width 0 is an unpacked tile with codes of at most 4 bits. The tiles lie in `runs` runs of `quads`, `stride` bytes
-//       apart. totals[i]: the sum of x[i] over all of these tiles, for those who need signed codes.
+//       Width 0 is an unpacked tile with codes of at most 4 bits. The tiles lie in `runs` runs of `quads`, `stride`
+//       bytes apart. totals[i]: the sum of x[i] over all of these tiles, for those who need signed codes.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ namespace {
 
 using namespace adakv;
 
-constexpr int kUnpacked = 0;    // width of tiles that lie unpacked, a byte a code of at most 4 bits
-constexpr int kQueryTile = 4;   // queries whose sums stay in registers
+constexpr int kUnpacked = 0;   // width of tiles that lie unpacked, a byte a code of at most 4 bits
+constexpr int kQueryTile = 4;  // queries whose sums stay in registers
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kSmallest = 1e-30f;  // what is not larger becomes 0: 127 divided by it must be finite
 constexpr float kRound = 0x1.8p23f;  // added and subtracted: round to the nearest integer, ties to even
@@ -77,13 +77,14 @@ void quantize_query(const float* x, int dim, int8_t* codes, float* scales, int32
   }
 }
 
-// Scales of rows, to a whole number of blocks.
-inline void read_scales(const Rows& rows, float* scales) {
-  const int n = (rows.count + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+// Scales of `count` rows from row `first` on, to a whole number of blocks.
+inline void read_scales(const Rows& rows, int first, int count, float* scales) {
+  const int n = (count + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+  const uint8_t* stored = rows.scales + first * scale_bytes(rows.bits);
   if (is_narrow(rows.bits)) {
-    for (int r = 0; r < n; ++r) scales[r] = kScaleTables.scales[rows.scales[r]];
+    for (int r = 0; r < n; ++r) scales[r] = kScaleTables.scales[stored[r]];
   } else {
-    for (int r = 0; r < n; ++r) scales[r] = row_scale(rows.bits, rows.scales + 2 * r);
+    for (int r = 0; r < n; ++r) scales[r] = row_scale(rows.bits, stored + 2 * r);
   }
 }
 
@@ -123,8 +124,10 @@ inline void score_block(const uint8_t* tiles, const Bands& bands, const int* wid
 }
 
 // 16-bit rows keep float queries: an int8 one would be the larger error.
-void score_16(const Rows& keys, const Queries& queries, const float* scales, float* scores, int64_t stride) {
+void score_16(const Rows& keys, const Queries& queries, float* scores, int64_t stride) {
   for (int r = 0; r < keys.count; r += kBlockSlots) {
+    alignas(64) float scales[kBlockSlots];
+    read_scales(keys, r, kBlockSlots, scales);
     const uint8_t* block = keys.codes + r / kBlockSlots * block_bytes(16, keys.dim);
     for_query_tiles(queries.n, [&](auto size, int first) {
       Lanes sums[size()];
@@ -135,16 +138,14 @@ void score_16(const Rows& keys, const Queries& queries, const float* scales, flo
           sums[i] = sums[i] + set1(queries.values[int64_t(first + i) * keys.dim + c]) * levels;
         }
       }
-      const Lanes row = load(scales + r) * set1(kUnit16);
+      const Lanes row = load(scales) * set1(kUnit16);
       for (int i = 0; i < size(); ++i) store(scores + (first + i) * stride + r, sums[i] * row);
     });
   }
 }
 
 void score(const Rows& keys, const Queries& queries, float* scores, int64_t stride) {
-  alignas(64) float scales[kPartRows];
-  read_scales(keys, scales);
-  if (keys.bits == 16) return score_16(keys, queries, scales, scores, stride);
+  if (keys.bits == 16) return score_16(keys, queries, scores, stride);
   const Bands bands(keys.bits, keys.dim);
   float factors[kMaxQueries][kMaxBands], starts[kMaxQueries];
   for (int q = 0; q < queries.n; ++q) {
@@ -161,6 +162,8 @@ void score(const Rows& keys, const Queries& queries, float* scores, int64_t stri
   for (int b = 0; b < bands.count; ++b) widths[b] = unpack && bands.width[b] <= 4 ? kUnpacked : bands.width[b];
   for (int r = 0; r < keys.count; r += kBlockSlots) {
     const uint8_t* tiles = keys.codes + r / kBlockSlots * block_bytes(keys.bits, keys.dim);
+    alignas(64) float scales[kBlockSlots];
+    read_scales(keys, r, kBlockSlots, scales);
     if (unpack) {
       uint8_t* out = unpacked;
       for (int b = 0; b < bands.count; ++b) {
@@ -173,7 +176,7 @@ void score(const Rows& keys, const Queries& queries, float* scores, int64_t stri
       tiles = unpacked;
     }
     for_query_tiles(queries.n, [&](auto size, int first) {
-      score_block<size()>(tiles, bands, widths, queries, first, keys.dim, factors, starts, scales + r,
+      score_block<size()>(tiles, bands, widths, queries, first, keys.dim, factors, starts, scales,
                           scores + first * stride + r, stride);
     });
   }
@@ -217,7 +220,8 @@ float softmax_part(float* x, int64_t n, float* peak) {
   return lane_sum(sum);
 }
 
-// int8 weights of one query for a group of 32 rows: round(w * 127 / largest). Returns largest / 127; sum: of the weights.
+// int8 weights of one query for a group of 32 rows: round(w * 127 / largest). Returns largest / 127; sum: of the
+// weights.
 inline float quantize_weights(const Lanes& first, const Lanes& second, int8_t* codes, int32_t* sum) {
   const float peak = lane_max(largest(first, second));
   const Lanes inverse = set1(peak > kSmallest ? 127.0f / peak : 0.0f);
@@ -251,11 +255,12 @@ inline void sum_group(const uint8_t* tiles, int blocks, int64_t stride, int dim,
   }
 }
 
-void accumulate_16(const Rows& values, const float* scales, const float* weights, int64_t stride, int n, float* acc) {
+void accumulate_16(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
   for (int r = 0; r < values.count; ++r) {
+    const float scale = row_scale(16, values.scales + 2 * r) * kUnit16;
     const uint8_t* row = values.codes + int64_t(r) * 2 * values.dim;
     for (int q = 0; q < n; ++q) {
-      const float w = weights[q * stride + r] * (scales[r] * kUnit16);
+      const float w = weights[q * stride + r] * scale;
       float* a = acc + int64_t(q) * values.dim;
       for (int c = 0; c < values.dim; c += kLanes) store(a + c, load(a + c) + set1(w) * levels_16(row + 2 * c));
     }
@@ -264,10 +269,8 @@ void accumulate_16(const Rows& values, const float* scales, const float* weights
 
 void accumulate(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
   const int dim = values.dim;
-  alignas(64) float scales[kPartRows];
-  read_scales(values, scales);
   std::fill_n(acc, int64_t(n) * dim, 0.0f);
-  if (values.bits == 16) return accumulate_16(values, scales, weights, stride, n, acc);
+  if (values.bits == 16) return accumulate_16(values, weights, stride, n, acc);
   const float factor = level_factor(values.bits, values.bits, values.mode);
   const int64_t block = block_bytes(values.bits, dim);
   const bool unpack = n > kQueryTile && values.bits <= 4;
@@ -277,11 +280,13 @@ void accumulate(const Rows& values, const float* weights, int64_t stride, int n,
   int32_t totals[kMaxQueries];
   for (int r = 0; r < values.count; r += kGroupRows) {
     const int rows = std::min(kGroupRows, values.count - r), blocks = (rows + kBlockSlots - 1) / kBlockSlots;
+    alignas(64) float scales[kGroupRows];
+    read_scales(values, r, rows, scales);
     for (int q = 0; q < n; ++q) {
       const float* w = weights + q * stride + r;
-      const Lanes first = (rows >= kLanes ? load(w) : load_rows(w, rows)) * load(scales + r);
-      const Lanes second = rows == kGroupRows ? load(w + kLanes) * load(scales + r + kLanes)
-                           : rows > kLanes    ? load_rows(w + kLanes, rows - kLanes) * load(scales + r + kLanes)
+      const Lanes first = (rows >= kLanes ? load(w) : load_rows(w, rows)) * load(scales);
+      const Lanes second = rows == kGroupRows ? load(w + kLanes) * load(scales + kLanes)
+                           : rows > kLanes    ? load_rows(w + kLanes, rows - kLanes) * load(scales + kLanes)
                                               : set1(0.0f);
       const float unit = quantize_weights(first, second, codes[q], totals + q) * factor;
       factors[q] = 2.0f * unit;
