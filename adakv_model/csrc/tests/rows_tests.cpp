@@ -324,7 +324,7 @@ TEST(transform_and_join_are_sums_in_order_in_every_set) {
   }
 }
 
-TEST(softmax_part_sums_exponentials) {
+TEST(softmax_part_sums_exponentials_in_every_set) {
   Random random(12);
   for (int n : {1, 2, 15, 16, 17, 33, 100, 512}) {
     for (int hidden : {0, 1, n - 1, n}) {
@@ -351,7 +351,7 @@ TEST(softmax_part_sums_exponentials) {
   }
 }
 
-TEST(prediction_stats_match_double_arithmetic) {
+TEST(prediction_stats_match_double_arithmetic_in_every_set) {
   Random random(13);
   for (int vocab : {1, 2, 15, 16, 17, 4095, 4096, 4097, 9001}) {
     for (float gain : {0.0f, 1.0f, 8.0f, 400.0f}) {
