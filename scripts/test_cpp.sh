@@ -27,7 +27,7 @@ for tool in aarch64-linux-gnu-g++ qemu-aarch64-static; do
   }
 done
 run arm64 -DCMAKE_TOOLCHAIN_FILE="$PWD/android/arm64-linux.cmake"
-for cpu in cortex-a53 max; do
+for cpu in cortex-a53 cortex-a76 max; do
   echo "== arm64, $cpu"
   qemu-aarch64-static -cpu "$cpu" -L /usr/aarch64-linux-gnu build/cpp-arm64/kernel_tests every_set | grep -v '^ok'
 done

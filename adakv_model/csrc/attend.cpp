@@ -101,7 +101,9 @@ class Step {
     recent_ = arena.take<float>(all * stride_);
     recent_peaks_ = arena.take<float>(all);
     factors_ = arena.take<float>(all);
-    partials_ = arena.take<float>(whole_ ? a.n_kv_heads * (1 + max_parts()) * group_ * partial_size() : 0);
+    // Whatever the count: a chunk may leave a single token between two departures.
+    partials_ =
+        arena.take<float>(group_ <= kMaxQueries ? a.n_kv_heads * (1 + max_parts()) * group_ * partial_size() : 0);
     needed_ = arena.used;
     if (workspace != nullptr) find_used();
   }

@@ -83,13 +83,14 @@ void quantize_query(const float* x, int dim, int8_t* codes, float* scales, int32
   }
 }
 
-// Scales of rows, to a whole number of blocks.
-inline void read_scales(const Rows& rows, float* scales) {
-  const int n = (rows.count + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+// Scales of `count` rows from row `first` on, to a whole number of blocks.
+inline void read_scales(const Rows& rows, int first, int count, float* scales) {
+  const int n = (count + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+  const uint8_t* stored = rows.scales + first * scale_bytes(rows.bits);
   if (is_narrow(rows.bits)) {
-    for (int r = 0; r < n; ++r) scales[r] = kScaleTables.scales[rows.scales[r]];
+    for (int r = 0; r < n; ++r) scales[r] = kScaleTables.scales[stored[r]];
   } else {
-    for (int r = 0; r < n; ++r) scales[r] = row_scale(rows.bits, rows.scales + 2 * r);
+    for (int r = 0; r < n; ++r) scales[r] = row_scale(rows.bits, stored + 2 * r);
   }
 }
 
@@ -129,8 +130,10 @@ inline void score_block(const uint8_t* tiles, const Bands& bands, const int* wid
 }
 
 // 16-bit rows keep float queries: an int8 one would be the larger error.
-void score_16(const Rows& keys, const Queries& queries, const float* scales, float* scores, int64_t stride) {
+void score_16(const Rows& keys, const Queries& queries, float* scores, int64_t stride) {
   for (int r = 0; r < keys.count; r += kBlockSlots) {
+    alignas(64) float scales[kBlockSlots];
+    read_scales(keys, r, kBlockSlots, scales);
     const uint8_t* block = keys.codes + r / kBlockSlots * block_bytes(16, keys.dim);
     for_query_tiles(queries.n, [&](auto size, int first) {
       Lanes sums[size()];
@@ -141,16 +144,14 @@ void score_16(const Rows& keys, const Queries& queries, const float* scales, flo
           sums[i] = sums[i] + set1(queries.values[int64_t(first + i) * keys.dim + c]) * levels;
         }
       }
-      const Lanes row = load(scales + r) * set1(kUnit16);
+      const Lanes row = load(scales) * set1(kUnit16);
       for (int i = 0; i < size(); ++i) store(scores + (first + i) * stride + r, sums[i] * row);
     });
   }
 }
 
 void score(const Rows& keys, const Queries& queries, float* scores, int64_t stride) {
-  alignas(64) float scales[kPartRows];
-  read_scales(keys, scales);
-  if (keys.bits == 16) return score_16(keys, queries, scales, scores, stride);
+  if (keys.bits == 16) return score_16(keys, queries, scores, stride);
   const Bands bands(keys.bits, keys.dim);
   float factors[kMaxQueries][kMaxBands], starts[kMaxQueries];
   for (int q = 0; q < queries.n; ++q) {
@@ -167,6 +168,8 @@ void score(const Rows& keys, const Queries& queries, float* scores, int64_t stri
   for (int b = 0; b < bands.count; ++b) widths[b] = unpack && bands.width[b] <= 4 ? kUnpacked : bands.width[b];
   for (int r = 0; r < keys.count; r += kBlockSlots) {
     const uint8_t* tiles = keys.codes + r / kBlockSlots * block_bytes(keys.bits, keys.dim);
+    alignas(64) float scales[kBlockSlots];
+    read_scales(keys, r, kBlockSlots, scales);
     if (unpack) {
       uint8_t* out = unpacked;
       for (int b = 0; b < bands.count; ++b) {
@@ -179,7 +182,7 @@ void score(const Rows& keys, const Queries& queries, float* scores, int64_t stri
       tiles = unpacked;
     }
     for_query_tiles(queries.n, [&](auto size, int first) {
-      score_block<size()>(tiles, bands, widths, queries, first, keys.dim, factors, starts, scales + r,
+      score_block<size()>(tiles, bands, widths, queries, first, keys.dim, factors, starts, scales,
                           scores + first * stride + r, stride);
     });
   }
@@ -258,11 +261,12 @@ inline void sum_group(const uint8_t* tiles, int blocks, int64_t stride, int dim,
   }
 }
 
-void accumulate_16(const Rows& values, const float* scales, const float* weights, int64_t stride, int n, float* acc) {
+void accumulate_16(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
   for (int r = 0; r < values.count; ++r) {
+    const float scale = row_scale(16, values.scales + 2 * r) * kUnit16;
     const uint8_t* row = values.codes + int64_t(r) * 2 * values.dim;
     for (int q = 0; q < n; ++q) {
-      const float w = weights[q * stride + r] * (scales[r] * kUnit16);
+      const float w = weights[q * stride + r] * scale;
       float* a = acc + int64_t(q) * values.dim;
       for (int c = 0; c < values.dim; c += kLanes) store(a + c, load(a + c) + set1(w) * levels_16(row + 2 * c));
     }
@@ -271,10 +275,8 @@ void accumulate_16(const Rows& values, const float* scales, const float* weights
 
 void accumulate(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
   const int dim = values.dim;
-  alignas(64) float scales[kPartRows];
-  read_scales(values, scales);
   std::fill_n(acc, int64_t(n) * dim, 0.0f);
-  if (values.bits == 16) return accumulate_16(values, scales, weights, stride, n, acc);
+  if (values.bits == 16) return accumulate_16(values, weights, stride, n, acc);
   const float factor = level_factor(values.bits, values.bits, values.mode);
   const int64_t block = block_bytes(values.bits, dim);
   const bool unpack = n > kQueryTile && values.bits <= 4;
@@ -284,11 +286,13 @@ void accumulate(const Rows& values, const float* weights, int64_t stride, int n,
   int32_t totals[kMaxQueries];
   for (int r = 0; r < values.count; r += kGroupRows) {
     const int rows = std::min(kGroupRows, values.count - r), blocks = (rows + kBlockSlots - 1) / kBlockSlots;
+    alignas(64) float scales[kGroupRows];
+    read_scales(values, r, rows, scales);
     for (int q = 0; q < n; ++q) {
       const float* w = weights + q * stride + r;
-      const Lanes first = (rows >= kLanes ? load(w) : load_rows(w, rows)) * load(scales + r);
-      const Lanes second = rows == kGroupRows ? load(w + kLanes) * load(scales + r + kLanes)
-                           : rows > kLanes    ? load_rows(w + kLanes, rows - kLanes) * load(scales + r + kLanes)
+      const Lanes first = (rows >= kLanes ? load(w) : load_rows(w, rows)) * load(scales);
+      const Lanes second = rows == kGroupRows ? load(w + kLanes) * load(scales + kLanes)
+                           : rows > kLanes    ? load_rows(w + kLanes, rows - kLanes) * load(scales + kLanes)
                                               : set1(0.0f);
       const float unit = quantize_weights(first, second, codes[q], totals + q) * factor;
       factors[q] = 2.0f * unit;

@@ -2,14 +2,15 @@
 #include <chrono>
 #include <cstring>
 
+#include "attend_kernels.h"
 #include "check.h"
 #include "linear.h"
-#include "rows.h"
 
 int main(int argc, char** argv) {
   using namespace adakv::testing;
   using Clock = std::chrono::steady_clock;
-  std::printf("row kernels: %s, linear kernels: %s\n", adakv::row_kernels().name, adakv::linear_kernels().name);
+  std::printf("attention kernels: %s, linear kernels: %s\n", adakv::attend_kernels().name,
+              adakv::linear_kernels().name);
   int run = 0;
   for (const Case& test : cases()) {
     if (argc > 1 && std::strstr(test.name, argv[1]) == nullptr) continue;

@@ -9,6 +9,7 @@
 
 #include "cache.h"
 #include "check.h"
+#include "tile.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -25,6 +26,7 @@ struct Shape {
   bool integer_logits = false;  // tiers from integers instead of features, so that they are equal on every machine
   int vocab = 50;
   int mean_gain = 1;
+  bool exact = false;  // 16 bits throughout, which attention multiplies in float
 
   int tiers() const { return int(capacities.size()); }
   int heads() const { return kv_heads * group; }
@@ -51,13 +53,13 @@ inline int mixed_bits(Random& random, int dim) {
   return bits;
 }
 
-inline int random_bits(Random& random, int dim) {
+inline int random_bits(Random& random, int dim, int side) {
   constexpr int kUniform[] = {2, 3, 4, 8, 16};
-  return random.integer(0, 1) ? kUniform[random.integer(0, 4)] : mixed_bits(random, dim);
+  return side == kValue || random.integer(0, 1) ? kUniform[random.integer(0, 4)] : mixed_bits(random, dim);
 }
 
 // The layer's packed buffer with a gap after every block. Under AddressSanitizer gaps cannot be touched; else
-// gaps_intact() tells whether they were written. Starts full of garbage: no row may be read before it is written.
+// gaps_intact() tells whether they were written. Starts full of garbage, which no result may show.
 class CacheBuffer {
  public:
   CacheBuffer(const Shape& shape, Random& random) {
@@ -72,13 +74,14 @@ class CacheBuffer {
       const int mode = random.integer(0, 1);
       for (int s = 0; s < kFirstTier + shape.tiers(); ++s) {
         Segment segment{16, 1, 0, 0, kRms};
-        if (s == kWindow) segment = {shape.window_bits, shape.ring(), 0, 0, kRms};
+        if (s == kWindow) segment = {shape.exact ? 16 : shape.window_bits, shape.ring(), 0, 0, kRms};
         if (s >= kFirstTier) {
-          const int bits = random_bits(random, shape.dim);
+          const int bits = shape.exact ? 16 : random_bits(random, shape.dim, unit % 2);
           segment = {bits, shape.capacities[size_t(s - kFirstTier)], 0, 0, mode};
         }
-        segment.codes_offset = block(segment.rows * row_bytes(segment.bits, shape.dim));
-        segment.scale_offset = block(segment.rows * scale_bytes(segment.bits));
+        const int whole = s == kSink ? 1 : (segment.rows + kBlockSlots - 1) / kBlockSlots * kBlockSlots;
+        segment.codes_offset = block(whole * row_bytes(segment.bits, shape.dim));
+        segment.scale_offset = block(whole * scale_bytes(segment.bits));
         layout.push_back(segment);
       }
     }
@@ -110,7 +113,7 @@ class CacheBuffer {
   std::vector<Segment> layout;  // [2 KV, 2 + K]
 
  private:
-  static constexpr uint8_t kGarbage = 0xff;  // as a fp16 scale: not a number
+  static constexpr uint8_t kGarbage = 0xff;
 
   template <typename F>
   void for_gaps(F&& f) const {
@@ -124,6 +127,33 @@ class CacheBuffer {
   std::vector<std::pair<int, int>> blocks_;  // offset, bytes
   std::unique_ptr<uint8_t[]> storage_;
   int size_ = 0;
+};
+
+// Scratch of exactly so many bytes at the worst alignment, full of NaN, and guarded like the gaps above.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : bytes_(size_t(bytes)), storage_(bytes_ + 256, 0xff) {
+    begin_ = storage_.data() + (64 - reinterpret_cast<uintptr_t>(storage_.data()) % 64) + 1;
+    ASAN_POISON_MEMORY_REGION(begin_ + bytes_, 128);
+  }
+  ~Workspace() { ASAN_UNPOISON_MEMORY_REGION(begin_ + bytes_, 128); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  uint8_t* begin() const { return begin_; }
+
+  bool intact() const {
+#if defined(__SANITIZE_ADDRESS__)
+    return true;
+#else
+    return std::count(begin_ + bytes_, begin_ + bytes_ + 128, 0xff) == 128;
+#endif
+  }
+
+ private:
+  size_t bytes_;
+  std::vector<uint8_t> storage_;
+  uint8_t* begin_;
 };
 
 struct Layer {
@@ -150,10 +180,11 @@ struct Layer {
       *mean = random.normals(size_t(s.kv_heads) * s.dim);
       for (float& v : *mean) v *= float(s.mean_gain);
     }
-    for (auto* matrix : {&k_transform, &q_transform}) {  // about the norm of an orthonormal one
+    for (auto* matrix : {&k_columns, &q_columns}) {  // about the norm of an orthonormal one
       *matrix = random.normals(size_t(s.kv_heads) * s.dim * s.dim);
       for (float& v : *matrix) v *= s.dim < 64 ? 0.25f : 0.0625f;
     }
+    for (float& v : q_columns) v /= std::sqrt(float(s.dim));
     vocab_logits = random.normals(n * s.vocab);
     log_frequency = random.normals(size_t(s.vocab));
     mix = random.normals(size_t(kFeatures) * s.tiers());
@@ -195,8 +226,8 @@ struct Layer {
     args.plan = plan.data();
     args.k_mean = k_mean.data();
     args.v_mean = v_mean.data();
-    args.k_transform = k_transform.data();
-    args.q_transform = q_transform.data();
+    args.k_columns = k_columns.data();
+    args.q_columns = q_columns.data();
     args.layout = cache.layout.data();
     args.cache = cache.data();
     args.attention = attention.data();
@@ -208,7 +239,11 @@ struct Layer {
     args.head_dim = shape.dim;
     args.n_tiers = n;
     args.lag = shape.lag();
+    args.leaving = leaving;
+    const Workspace workspace(attend_workspace(args));
+    args.workspace = workspace.begin();
     attend(args, parallel);
+    workspace_intact &= workspace.intact();
     std::copy(result.begin(), result.end(), out.begin() + int64_t(p) * shape.heads() * shape.dim);
     const std::vector<float> predicted(vocab_logits.begin() + int64_t(p) * shape.vocab,
                                        vocab_logits.begin() + int64_t(p + count) * shape.vocab);
@@ -217,10 +252,12 @@ struct Layer {
     return true;
   }
 
-  // The whole context, in chunks of the given sizes over and over. False if the tiers are full too early.
+  // The whole context, in chunks of the given sizes over and over, also cut at departures where features matter: they
+  // count what a token received before the chunk with which it leaves. False if the tiers are full too early.
   bool run(const std::vector<int>& sizes, const ParallelFor& parallel = serial_for) {
     for (int p = 0, i = 0; p < shape.context(); ++i) {
-      const int count = std::min(sizes[size_t(i) % sizes.size()], shape.context() - p);
+      int count = std::min(sizes[size_t(i) % sizes.size()], shape.context() - p);
+      if (shape.departure > 1 && !shape.integer_logits) count = std::min(count, shape.departure - p % shape.departure);
       if (!step(p, count, parallel)) return false;
       p += count;
     }
@@ -230,7 +267,7 @@ struct Layer {
   Shape shape;
   Random random;
   CacheBuffer cache;
-  std::vector<float> qkv, cos, sin, k_mean, v_mean, k_transform, q_transform, vocab_logits, log_frequency, mix,
+  std::vector<float> qkv, cos, sin, k_mean, v_mean, k_columns, q_columns, vocab_logits, log_frequency, mix,
       integer_logits;
   std::vector<int64_t> tokens;
   std::vector<int32_t> capacities, progress, history;
@@ -238,6 +275,7 @@ struct Layer {
   std::vector<float> observed;
   std::vector<int64_t> attention;
   std::vector<float> last_logits, surprisal, out;
+  bool workspace_intact = true;
 };
 
 // What a layer that ran to the end must have stored and answered: every row straight from its definition, at its
@@ -256,19 +294,21 @@ class Expected {
     return left_window && tier.bits != segments[kWindow].bits ? as_stored(x, tier) : x;
   }
 
-  // Output of one head for the query at a position, and its attention to every position up to there.
-  std::vector<double> attend(int head, int query, std::vector<double>* probabilities) {
+  // Output of one head for the query at a position, its attention to every position up to there, and the
+  // largest norm of the V rows it sees.
+  std::vector<double> attend(int head, int query, std::vector<double>* probabilities, double* range) {
+    *range = 0;
     const int unit = 2 * (head / s_.group);
     std::vector<float> q(size_t(s_.dim));
     rotate(projection(query, head), query, q.data());
-    q = product(l_.q_transform, unit / 2, q);
+    q = product(l_.q_columns, unit / 2, q);
     std::vector<double> weights;
     double peak = -1e300, total = 0;
     for (int j = 0; j <= query; ++j) {
       const std::vector<float>& k = cached(unit, j, query);
       double score = 0;
       for (int c = 0; c < s_.dim; ++c) score += double(q[size_t(c)]) * k[size_t(c)];
-      weights.push_back(score / std::sqrt(double(s_.dim)));
+      weights.push_back(score);
       peak = std::max(peak, weights.back());
     }
     for (double& w : weights) total += w = std::exp(w - peak);
@@ -276,6 +316,9 @@ class Expected {
     for (int j = 0; j <= query; ++j) {
       weights[size_t(j)] /= total;
       const std::vector<float>& v = cached(unit + 1, j, query);
+      double square = 0;
+      for (float x : v) square += double(x) * x;
+      *range = std::max(*range, std::sqrt(square));
       for (int c = 0; c < s_.dim; ++c) sum[size_t(c)] += weights[size_t(j)] * v[size_t(c)];
     }
     for (int h = 1; h < s_.dim; h *= 2) {  // Hadamard
@@ -314,28 +357,28 @@ class Expected {
     if (side == 0) rotate(row, position, x.data());
     const std::vector<float>& mean = side == 0 ? l_.k_mean : l_.v_mean;
     for (int j = 0; j < s_.dim; ++j) x[size_t(j)] -= mean[size_t(head * s_.dim + j)];
-    if (side == 0) return product(l_.k_transform, head, x);
+    if (side == 0) return product(l_.k_columns, head, x);
     hadamard(x.data(), s_.dim);
     return x;
   }
 
-  // A head's matrix times x, summed over columns in order.
+  // A head's matrix, given by its columns, times x, summed over columns in order.
   std::vector<float> product(const std::vector<float>& matrices, int head, const std::vector<float>& x) const {
     std::vector<float> y(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
-      const float* row = &matrices[(size_t(head) * x.size() + i) * x.size()];
-      y[i] = x[0] * row[0];
-      for (size_t j = 1; j < x.size(); ++j) y[i] = y[i] + x[j] * row[j];
+      const float* column = &matrices[size_t(head) * x.size() * x.size() + i];
+      y[i] = x[0] * column[0];
+      for (size_t j = 1; j < x.size(); ++j) y[i] = y[i] + x[j] * column[j * x.size()];
     }
     return y;
   }
 
   std::vector<float> as_stored(const std::vector<float>& x, const Segment& segment) const {
-    std::vector<uint8_t> packed(size_t(row_bytes(segment.bits, s_.dim)));
+    std::vector<uint16_t> codes(x.size());
     std::vector<float> back(x.size());
     uint8_t scale[2];
-    quantize_row(x.data(), segment.bits, s_.dim, packed.data(), scale);
-    dequantize_row(packed.data(), scale, segment.bits, ScaleMode(segment.scale_mode), s_.dim, back.data());
+    quantize_row(x.data(), segment.bits, s_.dim, codes.data(), scale);
+    dequantize_row(codes.data(), scale, segment.bits, ScaleMode(segment.scale_mode), s_.dim, back.data());
     return back;
   }
 

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "fast_exp.h"
 #include "layer.h"
+#include "tile.h"
 
 namespace adakv::testing {
 namespace {
@@ -36,16 +37,16 @@ double slow_value(uint16_t h) {
 }
 
 struct Quantized {
-  std::vector<uint8_t> packed;
+  std::vector<uint16_t> codes;
   uint8_t scale[2];
   std::vector<float> back;
 };
 
 Quantized round_trip(const std::vector<float>& x, int bits, ScaleMode mode) {
   const int dim = int(x.size());
-  Quantized r{std::vector<uint8_t>(size_t(row_bytes(bits, dim))), {0xaa, 0xaa}, std::vector<float>(x.size())};
-  quantize_row(x.data(), bits, dim, r.packed.data(), r.scale);
-  dequantize_row(r.packed.data(), r.scale, bits, mode, dim, r.back.data());
+  Quantized r{std::vector<uint16_t>(x.size()), {0xaa, 0xaa}, std::vector<float>(x.size())};
+  quantize_row(x.data(), bits, dim, r.codes.data(), r.scale);
+  dequantize_row(r.codes.data(), r.scale, bits, mode, dim, r.back.data());
   return r;
 }
 
@@ -106,43 +107,118 @@ TEST(scale_code_is_the_number_of_bounds_not_above_the_rms) {
   }
 }
 
-// Codes of a run at the width and channels of packing, the first time with the largest code everywhere.
-template <int kWidth>
-void check_packing(int channels, uint64_t seed) {
-  Random random(seed);
-  std::vector<uint8_t> codes(size_t(channels), uint8_t((1 << kWidth) - 1)), back(codes.size());
-  std::vector<uint8_t> packed(size_t(channels * kWidth / 8));
-  std::vector<float> levels(codes.size());
-  for (int trial = 0; trial < 20; ++trial) {
-    pack_run(codes.data(), kWidth, packed.data(), channels);
-    unpack_run<kWidth>(packed.data(), back.data(), channels);
-    CHECK(back == codes, "%d bits, %d channels", kWidth, channels);
-    unpack_levels<kWidth>(packed.data(), 0.5f, levels.data(), channels);
-    for (size_t i = 0; i < codes.size(); ++i) {
-      CHECK(levels[i] == 0.5f * float(2 * codes[i] - (1 << kWidth) + 1), "%d bits, %d channels", kWidth, channels);
+// Bit `bit` of code n of 64, by the drawing in docs/cache-format.md: its number from the start of the tile.
+int bit_place(int width, int n, int bit) {
+  if (width == 8) return 8 * n + bit;
+  const bool high = width == 3 && bit == 2;
+  const int field = high ? 1 : width == 3 ? 2 : width, bytes = 64 * field / 8;
+  return (high ? 128 : 0) + 8 * (n % bytes) + field * (n / bytes) + (high ? 0 : bit);
+}
+
+TEST(codes_of_a_tile_lie_in_planes) {
+  Random random(1);
+  for (int width : {2, 3, 4, 8}) {
+    for (int trial = 0; trial < 20; ++trial) {
+      std::vector<uint8_t> tile(size_t(tile_bytes(width)), uint8_t(random.integer(0, 255))), want(tile.size(), 0);
+      for (int n = 0; n < kTileCodes; ++n) {
+        const int code = random.integer(0, (1 << width) - 1);
+        set_code(tile.data(), width, n, unsigned(code));
+        CHECK(int(code_at(tile.data(), width, n)) == code, "%d bits, code %d", width, n);
+        for (int bit = 0; bit < width; ++bit) {
+          const int place = bit_place(width, n, bit);
+          want[size_t(place / 8)] = uint8_t(want[size_t(place / 8)] | (code >> bit & 1) << place % 8);
+        }
+      }
+      CHECK(tile == want, "%d bits", width);
     }
-    for (uint8_t& code : codes) code = uint8_t(random.integer(0, (1 << kWidth) - 1));
   }
 }
 
-TEST(unpack_inverts_pack) {
-  for (int channels : {8, 16, 32, 64, 128, 256}) {
-    check_packing<2>(channels, 1);
-    check_packing<3>(channels, 2);
-    check_packing<4>(channels, 3);
-    check_packing<8>(channels, 4);
+// The bytes of whole blocks, from the description of tiles in packing.py.
+std::vector<uint8_t> packed_blocks(const std::vector<std::vector<uint16_t>>& rows, int bits, int dim, Side side) {
+  std::vector<uint8_t> all(rows.size() * size_t(row_bytes(bits, dim)), 0);
+  const auto put = [&all](int64_t at, int bit) { all[size_t(at / 8)] = uint8_t(all[size_t(at / 8)] | bit << at % 8); };
+  const Runs runs = runs_of(bits, dim);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const int slot = int(r) % kBlockSlots;
+    const int64_t block = 8 * (int64_t(r) / kBlockSlots) * kBlockSlots * row_bytes(bits, dim);
+    for (int c = 0; c < dim; ++c) {
+      const int band = c / runs.channels, width = runs.width[band];
+      int64_t tile = block;  // in bits
+      for (int b = 0; b < band; ++b) tile += int64_t(kBlockSlots) * runs.channels * runs.width[b];
+      const int in_band = c - band * runs.channels, number = side == kKey ? in_band / 4 : c / 16 * 4 + slot / 4;
+      const int n = side == kKey ? 4 * slot + c % 4 : 4 * (c % 16) + slot % 4;
+      for (int bit = 0; bit < width; ++bit) {
+        const int in_block = side == kKey ? c * kBlockSlots + slot : slot * dim + c;  // of 16-bit rows
+        const int64_t at = width == 16 ? block + 16 * int64_t(in_block) + bit
+                                       : tile + int64_t(number) * kTileCodes * width + bit_place(width, n, bit);
+        put(at, rows[r][size_t(c)] >> bit & 1);
+      }
+    }
+  }
+  return all;
+}
+
+// Rows stored in any order over garbage read back, lie where they should and leave their neighbours alone.
+TEST(stored_codes_come_back_and_lie_in_tiles) {
+  Random random(8);
+  for (int dim : kDims) {
+    for (int trial = 0; trial < 20; ++trial) {
+      const Side side = trial % 2 ? kValue : kKey;
+      const int bits = trial < 10 ? kWidths[trial / 2] : random_bits(random, dim, side);
+      const Runs runs = runs_of(bits, dim);
+      constexpr int kRows = 2 * kBlockSlots;
+      std::vector<std::vector<uint16_t>> rows(kRows, std::vector<uint16_t>(size_t(dim)));
+      std::vector<uint8_t> segment(size_t(kRows * row_bytes(bits, dim)), 0xa5);
+      std::vector<uint16_t> back(size_t(dim), 7);
+      for (int r = 0; r < kRows; ++r) load_codes(segment.data(), bits, dim, side, r, rows[size_t(r)].data());
+      for (int i = 0; i < 2 * kRows; ++i) {
+        const int r = i < kRows ? (11 * i + 5) % kRows : random.integer(0, kRows - 1);
+        for (int c = 0; c < dim; ++c) {
+          rows[size_t(r)][size_t(c)] = uint16_t(random.integer(0, (1 << runs.width[c / runs.channels]) - 1));
+        }
+        store_codes(segment.data(), bits, dim, side, r, rows[size_t(r)].data());
+        for (int other = 0; other < kRows; ++other) {
+          load_codes(segment.data(), bits, dim, side, other, back.data());
+          CHECK(back == rows[size_t(other)], "widths %#x, dim %d, side %d: row %d after row %d", bits, dim, side, other,
+                r);
+        }
+      }
+      CHECK(segment == packed_blocks(rows, bits, dim, side), "widths %#x, dim %d, side %d", bits, dim, side);
+    }
   }
 }
 
-TEST(sixteen_bit_codes_are_little_endian) {
-  const uint8_t packed[] = {0, 0, 255, 255, 0, 128, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0};
-  float out[8];
-  unpack_levels<16>(packed, 1.0f, out, 8);
-  CHECK(out[0] == -65535 && out[1] == 65535 && out[2] == 1 && out[3] == 2 * 513 - 65535);
+// Codes and scale are those of the definition, in double arithmetic, but for values at the edge of a level.
+TEST(codes_are_levels_below_the_value) {
+  Random random(9);
+  constexpr double kSteps[] = {0, 0, 0.996, 0.586, 0.335, 0, 0, 0, 0.05};
+  for (int dim : kDims) {
+    for (int trial = 0; trial < 60; ++trial) {
+      const int bits = trial < 5 ? kWidths[trial] : random_bits(random, dim, kKey);
+      const std::vector<float> x = random.normals(size_t(dim));
+      const Quantized r = round_trip(x, bits, kRms);
+      const Runs runs = runs_of(bits, dim);
+      double square = 0;
+      for (float v : x) square += double(v) * v / dim;
+      const double scale = row_scale(bits, r.scale), wanted = is_narrow(bits) ? std::sqrt(square)
+                                                              : bits == 8     ? peak_of(x) / 255
+                                                                              : peak_of(x);
+      CHECK(std::fabs(std::log2(scale / wanted)) < (is_narrow(bits) ? 1 / 31.9 : 2e-3), "%g, not %g", scale, wanted);
+      for (int c = 0; c < dim; ++c) {
+        const int width = runs.width[c / runs.channels];
+        const double step = is_narrow(bits) ? scale * kSteps[width] : bits == 8 ? 2 * wanted : scale * 0x1p-15;
+        const double at = x[size_t(c)] / step + (1 << (width - 1)), top = (1 << width) - 1;
+        const int code = r.codes[size_t(c)];
+        CHECK(code <= top && (at > 0 ? code < at + 0.01 : code == 0) && (at < top ? code > at - 1.01 : code == top),
+              "widths %#x, channel %d: %d at %g", bits, c, code, at);
+      }
+    }
+  }
 }
 
 // Every band of a mixed row is what a uniform row with the same scale holds in those channels.
-TEST(bands_are_packed_one_after_another) {
+TEST(bands_are_coded_like_uniform_rows) {
   Random random(8);
   for (int dim : kDims) {
     const int count = n_bands(dim), channels = dim / count;
@@ -150,20 +226,16 @@ TEST(bands_are_packed_one_after_another) {
       const int bits = mixed_bits(random, dim);
       const std::vector<float> x = random.normals(size_t(dim));
       const Quantized mixed = round_trip(x, bits, ScaleMode(trial % 2));
-      size_t at = 0;
       for (int b = 0; b < count; ++b) {
         const int width = (bits >> (8 * b)) & 255;
-        const size_t first = size_t(b * channels), bytes = size_t(channels * width / 8);
-        if (width != 8) {  // plain 8-bit rows have another scale
-          const Quantized uniform = round_trip(x, width, ScaleMode(trial % 2));
-          CHECK(uniform.scale[0] == mixed.scale[0], "dim %d", dim);
-          for (size_t i = first; i < first + size_t(channels); ++i) {
-            CHECK(mixed.back[i] == uniform.back[i], "dim %d, widths %#x, channel %d", dim, bits, int(i));
-          }
+        if (width == 8) continue;  // plain 8-bit rows have another scale
+        const Quantized uniform = round_trip(x, width, ScaleMode(trial % 2));
+        CHECK(uniform.scale[0] == mixed.scale[0], "dim %d", dim);
+        for (size_t i = size_t(b * channels); i < size_t((b + 1) * channels); ++i) {
+          CHECK(mixed.back[i] == uniform.back[i] && mixed.codes[i] == uniform.codes[i],
+                "dim %d, widths %#x, channel %d", dim, bits, int(i));
         }
-        at += bytes;
       }
-      CHECK(at == mixed.packed.size() && row_bytes(bits, dim) == int(at), "dim %d, widths %#x", dim, bits);
     }
   }
 }
@@ -221,7 +293,7 @@ TEST(unbiased_levels_keep_the_logit_on_average) {
       for (int row = 0; row < 100000 / dim; ++row) {
         const std::vector<float> x = random.normals(size_t(dim));
         const Quantized u = round_trip(x, bits, kUnbiased), r = round_trip(x, bits, kRms);
-        CHECK(u.packed == r.packed && u.scale[0] == r.scale[0]);
+        CHECK(u.codes == r.codes && u.scale[0] == r.scale[0]);
         for (size_t i = 0; i < x.size(); ++i) {
           xx += double(x[i]) * x[i], unbiased += double(x[i]) * u.back[i], shrunk += double(x[i]) * r.back[i];
         }
@@ -272,21 +344,6 @@ TEST(hadamard_is_orthonormal_and_matches_its_matrix) {
     }
     hadamard(y.data(), dim);
     for (size_t i = 0; i < y.size(); ++i) CHECK(std::fabs(y[i] - x[i]) < 1e-5, "dim %d", dim);
-  }
-}
-
-TEST(transform_is_the_product_with_its_matrix) {
-  Random random(15);
-  for (int dim : kDims) {
-    const std::vector<float> x = random.normals(size_t(dim)), matrix = random.normals(size_t(dim) * dim);
-    std::vector<float> columns(matrix.size()), y(x.size());
-    transpose(matrix.data(), dim, columns.data());
-    transform(x.data(), columns.data(), dim, y.data());
-    for (int i = 0; i < dim; ++i) {
-      float expected = x[0] * matrix[size_t(i * dim)];
-      for (int j = 1; j < dim; ++j) expected = expected + x[size_t(j)] * matrix[size_t(i * dim + j)];
-      CHECK(y[size_t(i)] == expected, "dim %d: %g, not %g", dim, y[size_t(i)], expected);
-    }
   }
 }
 
