@@ -242,7 +242,8 @@ def test_a_plan_holds_the_context_within_the_budget_and_its_thresholds_rise(opti
     assert list(planned.thresholds) == sorted(planned.thresholds)
     assert np.isfinite(planned.thresholds).all()
     if options.context >= 512:  # below, one token's 16-bit rows are a visible part of the budget
-        assert plan.bits_per_value >= 0.98 * budget
+        block = 8 * plan.slot_block / options.context  # slots move in blocks, at most from 8 to 16 bits
+        assert plan.bits_per_value >= 0.98 * budget - (block if plan.slot_block > 1 else 0)
 
 
 def test_the_range_that_an_impossible_budget_names_is_possible() -> None:

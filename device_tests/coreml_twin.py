@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,11 +32,8 @@ def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
     }
     cache = MixedPrecisionCache(checkpoint.config, artifact.plan, tables, planned.controller(tables))
     for name, value in cache.named_buffers():
-        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_columns")):
+        if name in ("cos", "sin") or name.startswith(("k_mean", "v_mean", "k_columns", "q_columns")):
             value.copy_(value.half())  # constants of the package are fp16
-        if name.startswith("q_columns"):  # where 1 / sqrt(D) is not part of it
-            root = math.sqrt(artifact.plan.head_dim)
-            value.copy_((value * root).half() / root)
     return build_model(checkpoint.config, weights, cache)
 
 
