@@ -327,9 +327,9 @@ class _Step:
 
     def head(self, h: int, q: Tensor, new: tuple[Tensor, Tensor], attention: Tensor, lag: int) -> Tensor:
         """Attention of queries q [n, G, D] of kv head h, without the V mean: float32 [n, G, D]."""
-        units = [UnitView(self.layout[2 * h + side], self.cache, q.shape[-1], side) for side in Side]
+        keys, values = (UnitView(self.layout[2 * h + side], self.cache, q.shape[-1], side) for side in Side)
         positions = torch.arange(self.start, self.end)
-        for unit, x in zip(units, new, strict=True):
+        for unit, x in zip((keys, values), new, strict=True):
             for position, tier, slot in self.leaving:
                 unit.demote(position % self.ring, tier, slot)
             if self.start == 0:
@@ -341,12 +341,12 @@ class _Step:
         held = held[held > 0]
         seen = torch.zeros(len(positions), self.ring, dtype=torch.bool)
         seen[:, held % self.ring] = held <= positions.unsqueeze(1)
-        sums, weights = recent_sums(*units, seen.repeat_interleave(q.shape[1], 0), queries)
+        sums, weights = recent_sums(keys, values, seen.repeat_interleave(q.shape[1], 0), queries)
         recent_peak = sums.peak
         for tier, used in enumerate(self.used):
             for row in range(0, used, PART_ROWS):
                 rows = slice(row, min(row + PART_ROWS, used))
-                sums = sums.join(tier_sums(*units, FIRST_TIER + tier, rows, queries))
+                sums = sums.join(tier_sums(keys, values, FIRST_TIER + tier, rows, queries))
         if lag >= 0:
             probability = weights[:, :-1] * (fast_exp(recent_peak - sums.peak) / sums.total).unsqueeze(1)
             self._record(attention, probability.unflatten(0, q.shape[:2])[..., held % self.ring], held, positions, lag)

@@ -227,7 +227,7 @@ class CachePlan:
         for layer in range(self.n_layers):
             end, units = 0, []
             for unit in range(2 * self.n_kv_heads):
-                segments = []
+                segments: list[Segment] = []
                 for bits, rows, mode in self._specs(layer, unit):
                     whole, codes = rows if len(segments) == SINK else padded(rows), end
                     scales = _align(codes + whole * row_bytes(bits, self.head_dim))
