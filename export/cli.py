@@ -82,9 +82,11 @@ def android_cache(cache: dict) -> list[tuple[str, str]]:
         f" a value, {100 * cache['bytes_allocated'] / cache['fp16_bytes']:.1f} % of fp16"
     )
     tiers = ", ".join(f"{t['capacity']} at {t['bits']}" for t in cache["tiers"] if t["capacity"])
+    window, longest = cache["window"], cache["window"] + cache["departure"] - 1
+    window = f"{window} to {longest}" if longest > window else str(window)
     return [
         ("KV cache", size),
-        ("tokens by bits", f"1 at 16, {cache['window']} at {cache['window_bits']} (window), {tiers}"),
+        ("tokens by bits", f"1 at 16, {window} at {cache['window_bits']} (window), {tiers}"),
     ]
 
 
