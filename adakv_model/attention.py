@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adakv_model.packing import Side, pack_blocks, padded, unpack_blocks
+from adakv_model.packing import BLOCK, Side, pack_blocks, padded, unpack_blocks
 from adakv_model.plan import ATTENTION_SUMS, ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW, left
 from adakv_model.quantizer import (
     SCALES,
@@ -64,10 +64,6 @@ class UnitView:
     def mode(self, segment: int) -> ScaleMode:
         return ScaleMode(self.table[segment][4])
 
-    def _side(self, segment: int) -> Side:
-        """The sink is one plain row on either side."""
-        return Side.VALUE if segment == SINK else self.side
-
     def _bytes(self, segment: int) -> Tensor:
         """The segment's codes, whole blocks: uint8 view."""
         bits, rows, at, _, _ = self.table[segment]
@@ -83,7 +79,7 @@ class UnitView:
         """All codes of the segment [rows, D]."""
         packed, bits = self._bytes(segment), self.bits(segment)
         if segment == SINK:  # a single row is no block
-            return unpack_blocks(packed.repeat(16), bits, self.head_dim, Side.VALUE)[:1]
+            return unpack_blocks(packed.repeat(BLOCK), bits, self.head_dim, Side.VALUE)[:1]
         return unpack_blocks(packed, bits, self.head_dim, self.side)[: self.table[segment][1]]
 
     def read(self, segment: int, rows: Tensor) -> Tensor:
@@ -95,25 +91,25 @@ class UnitView:
         self._store(segment, rows, *quantize(x, self.bits(segment), self.mode(segment)))
 
     def _store(self, segment: int, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
-        packed, bits, side = self._bytes(segment), self.bits(segment), self._side(segment)
-        count = packed.numel() // row_bytes(bits, self.head_dim)
+        packed, bits = self._bytes(segment), self.bits(segment)
         if segment == SINK:
-            packed.copy_(pack_blocks(codes.repeat(16, 1), bits, side)[: packed.numel()])
-        else:
-            held = unpack_blocks(packed, bits, self.head_dim, side)
-            assert held.shape[0] == count
-            held[rows] = codes.to(held.dtype)
-            packed.copy_(pack_blocks(held, bits, side))
+            packed.copy_(pack_blocks(codes.repeat(BLOCK, 1), bits, Side.VALUE)[: packed.numel()])
+        else:  # the blocks that hold these rows
+            first, last = int(rows.min()) // BLOCK, int(rows.max()) // BLOCK
+            size = BLOCK * row_bytes(bits, self.head_dim)
+            blocks = packed[first * size : (last + 1) * size]
+            held = unpack_blocks(blocks, bits, self.head_dim, self.side)
+            held[rows - first * BLOCK] = codes.to(held.dtype)
+            blocks.copy_(pack_blocks(held, bits, self.side))
         self.scales(segment)[rows] = scales
 
-    def demote(self, window_row: int, tier: int, slot: int) -> None:
-        """Move one window row into a tier: its codes where the widths agree, else requantized."""
-        segment, row = FIRST_TIER + tier, torch.tensor([slot])
-        source = torch.tensor([window_row])
+    def demote(self, window_rows: Tensor, tier: int, slots: Tensor) -> None:
+        """Move window rows into a tier: their codes where the widths agree, else requantized."""
+        segment = FIRST_TIER + tier
         if self.bits(segment) == self.bits(WINDOW):
-            self._store(segment, row, self.codes(WINDOW)[source], self.scales(WINDOW)[source])
+            self._store(segment, slots, self.codes(WINDOW)[window_rows], self.scales(WINDOW)[window_rows])
         else:
-            self.write(segment, row, self.read(WINDOW, source))
+            self.write(segment, slots, self.read(WINDOW, window_rows))
 
 
 def fast_exp(x: Tensor) -> Tensor:
@@ -330,12 +326,14 @@ class _Step:
         keys, values = (UnitView(self.layout[2 * h + side], self.cache, q.shape[-1], side) for side in Side)
         positions = torch.arange(self.start, self.end)
         for unit, x in zip((keys, values), new, strict=True):
-            for position, tier, slot in self.leaving:
-                unit.demote(position % self.ring, tier, slot)
+            for tier in {tier for _, tier, _ in self.leaving}:
+                moves = torch.tensor([(t % self.ring, slot) for t, to, slot in self.leaving if to == tier])
+                unit.demote(moves[:, 0], tier, moves[:, 1])
             if self.start == 0:
                 unit.write(SINK, torch.tensor([0]), x[:1])
             recent = positions[positions > 0]
-            unit.write(WINDOW, recent % self.ring, x[len(x) - len(recent) :])
+            if len(recent):
+                unit.write(WINDOW, recent % self.ring, x[len(x) - len(recent) :])
         queries = Queries.of(q.flatten(0, 1))
         held = torch.arange(max(self.oldest, self.end - self.ring), self.end)  # positions in the ring, the sink apart
         held = held[held > 0]
