@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from adakv_model.packing import BLOCK, Side, pack_blocks, padded, unpack_blocks
-from adakv_model.plan import ATTENTION_SUMS, ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW, left
+from adakv_model.plan import ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW, left
 from adakv_model.quantizer import (
-    SCALES,
     UNIT_16,
     ScaleMode,
     dequantize,
@@ -34,15 +33,16 @@ from adakv_model.quantizer import (
     quantize,
     row_bytes,
     scale_bytes,
+    scale_value,
     split_bands,
     transform,
 )
+from adakv_model.reference import OWN, OWN_SQUARED, RECEIVED
 
 GROUP_ROWS = 32  # rows whose V weights share a scale
 LANES = 16  # partial sums of a reduction
 TOP = 127.0  # largest int8 code
 SMALLEST = 1e-30  # what is not larger becomes 0: 127 divided by it must be finite
-OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -167,16 +167,10 @@ def level_factor(bits: int, width: int, mode: ScaleMode) -> float:
     return float(torch.tensor(half_step(width, mode), dtype=torch.float32))
 
 
-def row_scales(unit: UnitView, segment: int, rows: slice) -> Tensor:
-    """Scales float32 [n]."""
-    stored = unit.scales(segment)[rows]
-    return SCALES[stored.long()] if stored.dtype == torch.uint8 else stored.float()
-
-
 def score(unit: UnitView, segment: int, rows: slice, queries: Queries) -> Tensor:
     """<query, row> float32 [n, rows] of K rows."""
     bits, mode, dim = unit.bits(segment), unit.mode(segment), unit.head_dim
-    codes, scales = unit.codes(segment)[rows].float(), row_scales(unit, segment, rows)
+    codes, scales = unit.codes(segment)[rows].float(), scale_value(unit.scales(segment)[rows])
     if mode & ScaleMode.HALF:
         return queries.values @ dequantize(codes, unit.scales(segment)[rows], bits, mode).T
     if bits == 16:
@@ -199,7 +193,7 @@ def score(unit: UnitView, segment: int, rows: slice, queries: Queries) -> Tensor
 def accumulate(unit: UnitView, segment: int, rows: slice, weights: Tensor) -> Tensor:
     """weights float32 [n, rows], not negative, times V rows: float32 [n, D]."""
     bits, mode = unit.bits(segment), unit.mode(segment)
-    codes, scales = unit.codes(segment)[rows].float(), row_scales(unit, segment, rows)
+    codes, scales = unit.codes(segment)[rows].float(), scale_value(unit.scales(segment)[rows])
     if mode & ScaleMode.HALF:
         return weights @ dequantize(codes, unit.scales(segment)[rows], bits, mode)
     total = torch.zeros(len(weights), unit.head_dim)
