@@ -1,4 +1,4 @@
-// adakv_runner: token ids in, token ids out. Text becomes tokens on the host (adakv_model/text.py).
+// adakv_runner: token ids in, token ids out. Text becomes tokens on the host (adakv_model/runtime/text.py).
 #include <sys/resource.h>
 
 #include <algorithm>
