@@ -16,7 +16,7 @@ venv: $(VENV)/.installed  ## Virtual environment with pinned packages and the co
 
 # torch first and pinned: with none installed, other packages' ranges would pull a CUDA build. No build isolation:
 # the operator is built against the ExecuTorch SDK inside the environment's own wheel.
-$(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard adakv_model/csrc/*)
+$(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard adakv_model/csrc/* adakv_model/csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	  || { echo "Python 3.11 is needed: install it, or name it with make PYTHON=/path/to/python3.11"; exit 1; }
 	@command -v c++ >/dev/null && command -v cmake >/dev/null \

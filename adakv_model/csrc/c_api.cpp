@@ -3,10 +3,10 @@
 #include <thread>
 #include <vector>
 
-#include "attend_kernels.h"
-#include "cache.h"
-#include "int4.h"
-#include "table.h"
+#include "cache/attend_kernels.h"
+#include "cache/cache.h"
+#include "linear/int4.h"
+#include "linear/table.h"
 
 #define ADAKV_API extern "C" __attribute__((visibility("default")))
 

@@ -1,7 +1,7 @@
 """What the token table and the 4-bit layers share: interleaved rows and int8 activations.
 
 Rows are interleaved in blocks of 8, so that one instruction multiplies four channels of eight rows. A *quad* is four
-channels; byte 4 r + c of its 32 belongs to row r and channel 4 q + c. `csrc/linear.h` is the C++ twin.
+channels; byte 4 r + c of its 32 belongs to row r and channel 4 q + c. `csrc/linear/linear.h` is the C++ twin.
 """
 
 from __future__ import annotations

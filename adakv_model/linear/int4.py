@@ -6,8 +6,8 @@
     units float32 [N / 8, 2, 8]         step units, then offset units of the 8 rows
 
 4.5 bits a weight and 64 bits a row. Activations are int8 with a scale per token and group of 32. A layer is four
-operators, each a product with all that comes before it and the residual that comes after; `csrc/int4.cpp` is their
-C++ twin.
+operators, each a product with all that comes before it and the residual that comes after;
+`csrc/linear/int4.cpp` is their C++ twin.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Of a block's 8 interleaved rows (blocks.py) and 32 channels that share scales:
     scales float16 [blocks, K / 32, 8]  weight = (code - 32) * scale of the row
 
 6.5 bits a weight, scales included; a last block is padded with zeros. The output product takes int8
-activations with a scale per token and group of 32. `csrc/table.cpp` is the C++ twin.
+activations with a scale per token and group of 32. `csrc/linear/table.cpp` is the C++ twin.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def assign(
 
 
 class _AttendArgs(ctypes.Structure):
-    """adakv::AttendArgs of csrc/cache.h."""
+    """adakv::AttendArgs of csrc/cache/cache.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "plan", "k_mean", "v_mean")),
