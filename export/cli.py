@@ -15,16 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
+from adakv_model.cache_options import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, MODELS
-from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.errors import UserError
+from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
 from export import android, ios
 from export.coreml.convert import TARGETS as DEPLOYMENT_TARGETS
 from export.coreml.report import core_ml_cache, print_report
 from export.coreml.storage import FP16, STORAGES
-from export.coreml.weights import WEIGHTS
-from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
+from export.options import DEFAULT_RECIPE, EMBEDDINGS, RECIPES, WEIGHTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)

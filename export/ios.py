@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
 from adakv_model.errors import UserError
@@ -16,16 +17,13 @@ from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.coreml.cache import CoreMLCache, CoreMLProgram, check_plan
-from export.coreml.convert import INT8_TARGET
 from export.coreml.inputs import CACHE, NEW, InputLayout
 from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
+from export.options import DEFAULT_RECIPE, FEATURES_USED, INT8_TARGET
 from export.quiet import quiet
-from export.weights import DEFAULT_RECIPE
 
-BACKENDS = ("coreml", "executorch", "xnnpack")
-FEATURES_USED = "all"  # of FEATURE_SETS: what the Core ML graph computes
 STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
 
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.runtime.artifact import MANIFEST
 from evaluation.lm_eval_model import AdaKV
 from evaluation.testing import ITEMS, arguments

@@ -18,7 +18,7 @@ from adakv_model.tables import CalibrationTables
 from device_tests.coreml.run import CoreMLModel
 from export.coreml.rows import by_channel, unpack_row
 from export.coreml.weights import rounded
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 
 def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:
