@@ -1,4 +1,4 @@
-"""What a user asks of the cache, with its defaults and checks. Light: a command line reads it before torch is loaded."""
+"""What a user asks of the cache: defaults and checks. Light: a command line reads it before torch is loaded."""
 
 from __future__ import annotations
 

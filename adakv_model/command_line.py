@@ -12,9 +12,9 @@ from enum import IntEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, print_error
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 DEBUG = "ADAKV_DEBUG"  # environment variable that --debug sets, so that child processes have it too
@@ -40,7 +40,7 @@ EXIT_MEANING = {
     Exit.TERMINATED: "terminated (SIGTERM, SIGHUP)",
 }
 
-console = Console(stderr=True, highlight=False)
+console = make_console()
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the runtime's log.", rich_help_panel="Other")
 ]
@@ -49,18 +49,6 @@ DebugOption = Annotated[
 def debugging() -> bool:
     """Whether tracebacks and logs are wanted."""
     return os.environ.get(DEBUG, "") not in ("", "0")
-
-
-def show_error(message: str) -> None:
-    """One line on standard error; its text is not markup."""
-    console.print("[red]error:[/red]", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
-
-
-def show_note(message: str) -> None:
-    """One line on standard error for what the user should know of a result."""
-    console.print("[yellow]note:[/yellow]", end=" ")
-    console.print(message, markup=False, soft_wrap=True)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +61,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except UserError as error:
-            show_error(" ".join(str(error).splitlines()))
+            print_error(console, error)
             _end(Exit.USER, error)
         except KeyboardInterrupt:
             raise typer.Exit(Exit.INTERRUPTED) from None
@@ -81,7 +69,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except Exception as error:
             if not _is_usage_error(error):
-                show_error(f"{_first_line(error)} (a fault of the program: --debug shows where)")
+                print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
                 _end(Exit.FAULT, error)
             raise
 
