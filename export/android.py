@@ -16,7 +16,7 @@ from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
-from adakv_model.runtime.artifact import CALIBRATION, PROGRAM
+from adakv_model.runtime.manifest import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.options import DEFAULT_RECIPE, LOGITS, default_embedding

@@ -11,7 +11,7 @@ from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import CALIBRATION
+from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
@@ -171,7 +171,7 @@ def _delegate(
     folder: Path,
     stage: Stage,
 ) -> dict[str, object]:
-    from adakv_model.runtime.artifact import PROGRAM
+    from adakv_model.runtime.manifest import PROGRAM
     from export.coreml.delegate import lower_to_delegate
 
     with stage("lower to Core ML delegate"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adakv_model.checkpoints.hf import sha256_of
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.features import FEATURES
 from adakv_model.linear.blocks import GROUP, ROWS
