@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,9 +11,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from adakv.commands import COMMANDS
-from adakv_model.command_line import EXIT_MEANING, HELP_NAMES, console
-from adakv_model.errors import UserError
-from adakv_model.terminal import print_error, use_utf8
+from adakv_model.command_line import DEBUG, EXIT_MEANING, HELP_NAMES, ending
+from adakv_model.terminal import use_utf8
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in EXIT_MEANING.items()) + "."
 
@@ -26,11 +26,10 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         entry = next((e for e in COMMANDS if args and e.name == args[0]), None)
         if entry is not None:
-            try:
+            if "--debug" in args:
+                os.environ[DEBUG] = "1"
+            with ending():
                 command = get_command(entry.load())
-            except UserError as error:
-                print_error(console, error)
-                raise typer.Exit(2) from None
             command.name = entry.name
             self.commands[entry.name] = command
         return super().resolve_command(ctx, args)

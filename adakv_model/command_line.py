@@ -7,7 +7,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Annotated, Any
 
@@ -51,6 +52,28 @@ def debugging() -> bool:
     return os.environ.get(DEBUG, "") not in ("", "0")
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """Errors inside become one line on standard error and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        print_error(console, error)
+        _end(Exit.USER, error)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    except ModuleNotFoundError as error:
+        print_error(console, f"{error}: the installation is not complete; adakv doctor shows what is missing")
+        _end(Exit.FAULT, error)
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if _is_usage_error(error):
+            raise
+        print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
+        _end(Exit.FAULT, error)
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """A typer command that ends as `Exit` says, and takes `--debug`."""
 
@@ -58,20 +81,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         if debug:
             os.environ[DEBUG] = "1"
-        try:
+        with ending():
             function(*args, **kwargs)
-        except UserError as error:
-            print_error(console, error)
-            _end(Exit.USER, error)
-        except KeyboardInterrupt:
-            raise typer.Exit(Exit.INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, SystemExit, BrokenPipeError):
-            raise
-        except Exception as error:
-            if not _is_usage_error(error):
-                print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
-                _end(Exit.FAULT, error)
-            raise
 
     signature = inspect.signature(function, eval_str=True)
     parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)

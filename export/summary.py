@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from adakv_model.terminal import make_console
+from export import plan_drawing
 from export.coreml.report import core_ml_cache, print_report
 from export.options import LOGITS, ExportOptions
 
@@ -45,12 +46,13 @@ def android_cache(cache: dict) -> list[tuple[str, str]]:
     return [
         ("KV cache", size),
         ("tokens by bits", f"1 at 16, {window} at {cache['window_bits']} (window), {tiers}"),
+        ("", plan_drawing.account_line(cache)),
     ]
 
 
 def notes(manifest: dict, options: ExportOptions) -> list[str]:
     """What a user should know about this export."""
-    found = []
+    found = [] if options.core_ml else plan_drawing.notes(manifest["kv_cache"], options.kv_bits)
     if not options.random_weights and manifest["calibration"].get("calibrated") is False:
         found.append("no calibration tables for this checkpoint: run adakv calibrate")
     if options.logits == LOGITS[0] and manifest.get("logits") == "all":
