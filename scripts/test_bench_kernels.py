@@ -83,18 +83,6 @@ def test_a_missing_tool_is_one_line_with_its_remedy() -> None:
 def test_a_short_run_measures_what_it_was_asked_for(tmp_path: Path) -> None:
     rows = ["--slots", "512", "--bits", "3,8,4/3/2/2", "--threads", "1", "--rounds", "2"]
     options = [*rows, "--isa", "scalar,avx2,neon", "--no-weights"]
-        "--slots",
-        "512",
-        "--bits",
-        "3,8,4/3/2/2",
-        "--threads",
-        "1",
-        "--rounds",
-        "2",
-        "--isa",
-        "scalar,avx2,neon",
-        "--no-weights",
-    ]
     paths = ["--json", str(tmp_path / "k.json"), "--plot", str(tmp_path / "k.png")]
     done = CliRunner().invoke(bench_kernels.app, [*options, *paths])
     assert done.exit_code == 0, done.output
