@@ -25,7 +25,9 @@ from rich.console import Console
 
 from adakv_model.errors import UserError
 from adakv_model.quantizer import BAND_BITS, SUPPORTED_BITS, join_bands
+from kernel_speed import arm as arm_cores
 from kernel_speed import show
+from kernel_speed.arm import CPUS
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines, row_verdicts, timings
 from peers.measure import cpu_name
@@ -66,12 +68,16 @@ def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="All figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG: cycles and bandwidth against context.")] = None,
     arm: Annotated[bool, typer.Option("--arm", help="Estimate cycles on Arm cores instead.")] = False,
+    cpus: Annotated[str, typer.Option(help="Cores of --arm, by their names in LLVM.")] = ",".join(CPUS),
     build_dir: Annotated[Path, typer.Option(help="Where the programs are compiled.")] = ROOT / "build",
 ) -> None:
     """Measure, then show and write what was measured."""
     terminal = Console()
     console = Console(width=terminal.width if terminal.is_terminal else WIDTH)
     widths, counts = parse_bits(bits), parse_numbers(threads, "--threads")
+    if arm:
+        estimate_arm(console, widths, cpus.split(","), json_path, build_dir)
+        return
     lengths = parse_numbers(slots, "--slots")
     if any(n % 16 or not 16 <= n <= 65536 for n in lengths):
         raise UserError("--slots takes multiples of 16 up to 65536: rows lie in blocks of 16")
@@ -94,6 +100,15 @@ def main(
         json_path.write_text(json.dumps(document, indent=1) + "\n")
     if plot is not None:
         show.plot(verdicts, lines, plot, f"packed rows, {min(lines)} thread, {cpu_name()}")
+
+
+def estimate_arm(console: Console, widths: list[int], cpus: list[str], json_path: Path | None, build_dir: Path) -> None:
+    """What --arm does."""
+    found = arm_cores.estimate(widths, cpus, build_dir)
+    name = Path(arm_cores.Tools.find().mca).name
+    console.print(arm_cores.table(found, cpus, name))
+    if json_path is not None:
+        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n")
 
 
 if __name__ == "__main__":

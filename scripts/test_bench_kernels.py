@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import bench_kernels
 from adakv_model.errors import UserError
+from kernel_speed import arm
 from kernel_speed.program import require
 from kernel_speed.summary import bits_name, rooflines, row_verdicts, timings
 
@@ -91,3 +92,37 @@ def test_a_short_run_measures_what_it_was_asked_for(tmp_path: Path) -> None:
     assert {(v["isa"], v["bits"]) for v in result["verdicts"]} >= {("scalar", b) for b in ("3", "8", "4/3/2/2")}
     assert all(t["ns_min"] > 0 for t in result["timings"])
     assert (tmp_path / "k.png").stat().st_size > 10_000
+
+
+def test_instructions_for_the_estimate_have_no_addresses() -> None:
+    assert arm.plain("b.ne\t400b20 <main+0x20>  // b.any") == "b.ne\t#16"
+    assert arm.plain("adrp\tx2, 4b0000 <table>") == "adrp\tx2, #4096"
+    assert arm.plain("add\tx0, x1, #0x10") == "add\tx0, x1, #0x10"
+
+
+def test_what_ran_between_the_marks_is_read_from_the_log(tmp_path: Path) -> None:
+    names = [(0x400, "main"), (0x500, "trace_begin"), (0x600, "kernel"), (0x604, ""), (0x700, "trace_end")]
+    names += [(0x404, "main")]
+    log = tmp_path / "log"
+    log.write_text("".join(f"Trace 0: 0x7f [00000001/{a:016x}/00000001/00000201] {n}\n" for a, n in names))
+    assert arm.executed(log) == [0x500, 0x600, 0x604]
+    log.write_text("")
+    with pytest.raises(UserError, match="no kernel call"):
+        arm.executed(log)
+
+
+def test_a_little_core_takes_more_cycles_than_a_large_one(tmp_path: Path) -> None:
+    try:
+        arm.Tools.find()
+    except UserError as error:
+        pytest.skip(str(error))
+    options = ["--arm", "--bits", "4", "--cpus", "cortex-x4,cortex-a55", "--json", str(tmp_path / "arm.json")]
+    done = CliRunner().invoke(bench_kernels.app, options)
+    assert done.exit_code == 0, done.output
+    assert "ESTIMATE" in done.output
+    result = json.loads((tmp_path / "arm.json").read_text())
+    assert result["measured"] is False
+    cycles = {(r["kind"], r["isa"], r["cpu"]): r["cycles"] for r in result["rows"]}
+    assert ("score", "i8mm", "cortex-a55") not in cycles  # which has no such instructions
+    for kind in ("score", "sum"):
+        assert 0 < cycles[kind, "dotprod", "cortex-x4"] < cycles[kind, "dotprod", "cortex-a55"]
