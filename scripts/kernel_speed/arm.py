@@ -86,7 +86,8 @@ def disassembly(objdump: str, program: Path) -> dict[int, str]:
 
 def executed(log: Path) -> list[int]:
     """Addresses between the marks of kernel_trace."""
-    addresses, inside = [], False
+    addresses: list[int] = []
+    inside = False
     with log.open() as lines:
         for line in lines:
             match = EXECUTED.search(line.rstrip())
