@@ -1,8 +1,8 @@
 """python -m device_tests.compare A.jsonl [B.jsonl]: is A faster than B, and how sure is that?
 
-One file: its first artifact against the others (or all against --baseline). Two files: the same test of both. Ratios of times
-with 95 % intervals (device_tests/bench/statistics.py); "not comparable", with the reasons, where devices, conditions
-or runs differ. Status 0; 3 where nothing could be compared.
+One file: its first artifact against the others, or all against --baseline. Two files: the same test of both. Ratios
+of times with 95 % intervals (device_tests/bench/statistics.py); "not comparable", with the reasons, where devices,
+conditions or runs differ. Status 0; 3 where nothing could be compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from adakv_model.errors import UserError
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
+from device_tests.bench.table import WIDTH
 
 NOTHING_COMPARED = 3
 
@@ -51,6 +52,8 @@ def main(
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))
     else:
+        if not console.is_terminal:
+            console.width = WIDTH
         console.print(table(found))
         for line in failures(rows):
             console.print(line, style="yellow", markup=False, soft_wrap=True)

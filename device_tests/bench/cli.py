@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
 from device_tests.bench import dashboard, trace
 from device_tests.bench.cooling import Cooling
@@ -29,7 +29,7 @@ from device_tests.bench.records import artifact_names, row
 from device_tests.bench.rows import HEADER, SAMPLE, ResultsFile, Row
 from device_tests.bench.session import Options, Session
 from device_tests.bench.summary import failures, groups
-from device_tests.bench.table import tables
+from device_tests.bench.table import WIDTH, tables
 from device_tests.bench.text import DEFAULT_TEXT, tokens_of
 from device_tests.compare import comparisons
 from device_tests.compare import table as comparison_table
@@ -38,7 +38,6 @@ from device_tests.devices import TRANSPORTS, Bundle, Device, find
 ON_THIS_MACHINE = ("host", "qemu", "simulator", "mac")  # they would disturb each other
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-WIDTH = 140  # of a table that goes to a file
 console = Console(highlight=False)
 progress = Console(stderr=True, highlight=False)
 

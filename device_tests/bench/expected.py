@@ -44,11 +44,11 @@ def compute(folder: Path, tokens: list[int], forced: int) -> np.ndarray:
     """The same, in this process: ExecuTorch's Python runtime, or for a Core ML package the evaluator."""
     import torch
 
-    from adakv_model.artifact import Artifact, set_threads
+    from adakv_model.runtime.artifact import Artifact, set_threads
 
     artifact, prompt = Artifact(folder), tokens[: len(tokens) - forced]
     if "core_ml_states" in artifact.manifest:
-        from device_tests.coreml_run import CoreMLModel
+        from device_tests.coreml.run import CoreMLModel
 
         return CoreMLModel(artifact).prefill(tokens)[len(prompt) - 1 :]
     set_threads(2)

@@ -14,7 +14,7 @@ from device_tests.bench.table import device_title
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A row of pictures for every device, never two devices in one picture. Raises UserError without samples."""
+    """Four pictures for every device, never two devices in one picture. Raises UserError without samples."""
     found = groups(rows)
     if not found:
         raise UserError("there is nothing to plot: no sample is finished, or none passes parity")
@@ -24,8 +24,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     devices = list(dict.fromkeys(group.device["selector"] for group in found))
-    figure, axes = plt.subplots(len(devices), 4, figsize=(19, 4.6 * len(devices)), squeeze=False, layout="constrained")
-    for line, selector in zip(axes, devices, strict=True):
+    figure, axes = plt.subplots(
+        2 * len(devices), 2, figsize=(11, 8.2 * len(devices)), squeeze=False, layout="constrained"
+    )
+    for line, selector in zip(axes.reshape(len(devices), 4), devices, strict=True):
         own = [group for group in found if group.device["selector"] == selector]
         decode = [group for group in own if group.test.tg]
         _against_depth(line[0], decode or own)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from device_tests.bench.cores import Placement
 from device_tests.bench.expected import expected_logits
 from device_tests.bench.runner import RunFailed, force_args, parse_result

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
 from device_tests.bench.rows import SCHEMA, Row
 from device_tests.devices import Bundle, Conditions, Device

@@ -80,11 +80,14 @@ def sample_key(row: Row) -> tuple[Any, ...]:
 def read(path: Path) -> list[Row]:
     """All rows. Raises UserError for a file that is none of these."""
     try:
-        return [row for row, _ in _lines(path.read_bytes())]
+        rows = [row for row, _ in _lines(path.read_bytes())]
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a results file of the benchmark ({error}): name another") from error
+    if not rows:
+        raise UserError(f"{path} holds no results: name another")
+    return rows
 
 
 def _lines(data: bytes) -> Iterator[tuple[Row, int]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
 from device_tests.bench import probe, runner
 from device_tests.bench.cooling import Cooling

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from device_tests.bench.summary import Group, is_phone
 
+WIDTH = 140  # of a table that goes to a file
 NO_PHONE = {
     "host": "this machine, not a phone",
     "qemu": "emulated arm64: correctness, not speed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from adakv_model.corpus import read_text
 from adakv_model.errors import UserError
 from device_tests.bench.probe import probe_length
