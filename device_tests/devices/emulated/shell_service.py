@@ -1,0 +1,73 @@
+"""adb's shell on the device's side: the command line goes to a real shell as the one string it is.
+
+Protocol version 2 puts every piece behind a byte (0 input, 1 output, 2 errors, 3 exit status, 4 end of input) and a
+length. When the host goes away the shell gets SIGHUP, as from the real daemon, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from device_tests.devices.emulated.transport import Stream, StreamClosed
+
+PIECE = struct.Struct("<BI")
+STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
+
+Spawn = Callable[[str, bool], Awaitable[asyncio.subprocess.Process]]
+
+
+async def serve_shell(stream: Stream, command: str, spawn: Spawn, version_2: bool) -> None:
+    """spawn(command, separate): starts it, errors apart from output or with it."""
+    process = await spawn(command, version_2)
+    feeding = asyncio.create_task(_feed(stream, process, version_2))
+    ending = asyncio.ensure_future(_outcome(stream, process, version_2))
+    await asyncio.wait({feeding, ending}, return_when=asyncio.FIRST_COMPLETED)
+    if not ending.done():
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGHUP)
+        await process.wait()
+    for task in (feeding, ending):
+        task.cancel()
+        with suppress(asyncio.CancelledError, StreamClosed):
+            await task
+
+
+async def _feed(stream: Stream, process: asyncio.subprocess.Process, version_2: bool) -> None:
+    """The host's input to the process, until the host closes the stream."""
+    assert process.stdin is not None
+    with suppress(StreamClosed):
+        while True:
+            kind, data = STDIN, b""
+            if version_2:
+                kind, length = PIECE.unpack(await stream.read_exactly(PIECE.size))
+                data = await stream.read_exactly(length) if length else b""
+            else:
+                data = await stream.read()
+            with suppress(ConnectionError):
+                if kind == STDIN:
+                    process.stdin.write(data)
+                    await process.stdin.drain()
+                elif kind == CLOSE_STDIN:
+                    process.stdin.close()
+
+
+async def _outcome(stream: Stream, process: asyncio.subprocess.Process, version_2: bool) -> None:
+    """What it writes, and how it ends."""
+    pumps = [_pump(stream, process.stdout, STDOUT if version_2 else None)]
+    if process.stderr is not None:
+        pumps.append(_pump(stream, process.stderr, STDERR))
+    await asyncio.gather(*pumps)
+    status = await process.wait()
+    if version_2:
+        status = status if status >= 0 else 128 - status
+        await stream.write(PIECE.pack(EXIT, 1) + bytes([status & 0xFF]))
+
+
+async def _pump(stream: Stream, source: asyncio.StreamReader | None, kind: int | None) -> None:
+    assert source is not None
+    while data := await source.read(64 * 1024):
+        await stream.write(data if kind is None else PIECE.pack(kind, len(data)) + data)
