@@ -30,10 +30,10 @@ from device_tests.devices.emulated.transport import Connection, Stream
 EMULATOR = "qemu-aarch64-static"
 #: Of this machine, under the names toybox has on a phone.
 TOOLS = (
-    "basename cat chmod cp cut date dd dirname du echo env find grep head kill ls mkdir mv nohup nproc pidof printf"
-    " ps pwd readlink rm rmdir sed setsid sha256sum sleep sort stat sync tail taskset tee test timeout touch tr true"
-    " false uniq wc xargs"
-).split()
+    "basename cat chmod cp cut date dd dirname du echo env find grep head kill ls mkdir mv nohup nproc pidof printf "
+    "ps pwd readlink rm rmdir sed setsid sha256sum sleep sort stat sync tail taskset tee test timeout touch tr true "
+    "false uniq wc xargs"
+)
 OWN_TOOLS = {
     "getprop": 'if [ $# = 0 ]; then sed "s/^\\([^=]*\\)=\\(.*\\)/[\\1]: [\\2]/" "$EMULATED_DEVICE/device/properties"\n'
     'else sed -n "s/^$1=//p" "$EMULATED_DEVICE/device/properties"; fi',
@@ -109,7 +109,7 @@ class EmulatedDevice:
         for name in ("data/local/tmp", "bin"):
             self.path(name).mkdir(parents=True)
         shell = shutil.which("mksh") or shutil.which("sh")
-        for name, source in [("sh", shell), *((name, shutil.which(name)) for name in TOOLS)]:
+        for name, source in [("sh", shell), *((name, shutil.which(name)) for name in TOOLS.split())]:
             if source is not None:
                 self.path(f"bin/{name}").symlink_to(source)
         for name, text in OWN_TOOLS.items():
@@ -164,7 +164,7 @@ class EmulatedDevice:
         if words[0] in ("shell", "exec"):
             watch = asyncio.create_task(self._misbehave(connection))
             try:
-                await serve_shell(stream, rest, self._spawn, "v2" in words)
+                await serve_shell(stream, rest, self._spawn, "v2" in words, os.fsencode(self.root))
             finally:
                 watch.cancel()
         elif words[0] == "sync":

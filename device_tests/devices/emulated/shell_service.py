@@ -20,11 +20,25 @@ STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 Spawn = Callable[[str, bool], Awaitable[asyncio.subprocess.Process]]
 
 
-async def serve_shell(stream: Stream, command: str, spawn: Spawn, version_2: bool) -> None:
-    """spawn(command, separate): starts it, errors apart from output or with it."""
+class Renamer:
+    """Replaces one word by another in output that comes in pieces."""
+
+    def __init__(self, old: bytes, new: bytes) -> None:
+        self._old, self._new, self._kept = old, new, b""
+
+    def feed(self, data: bytes, last: bool = False) -> bytes:
+        """What can be passed on; a beginning of `old` at the end waits for the next piece."""
+        data = (self._kept + data).replace(self._old, self._new)
+        kept = next((n for n in range(len(self._old) - 1, 0, -1) if not last and data.endswith(self._old[:n])), 0)
+        self._kept = data[len(data) - kept :]
+        return data[: len(data) - kept]
+
+
+async def serve_shell(stream: Stream, command: str, spawn: Spawn, version_2: bool, root: bytes) -> None:
+    """spawn(command, separate): starts it, errors apart from output or with it. root: what is "" on the device."""
     process = await spawn(command, version_2)
     feeding = asyncio.create_task(_feed(stream, process, version_2))
-    ending = asyncio.ensure_future(_outcome(stream, process, version_2))
+    ending = asyncio.ensure_future(_outcome(stream, process, version_2, root))
     await asyncio.wait({feeding, ending}, return_when=asyncio.FIRST_COMPLETED)
     if not ending.done():
         with suppress(ProcessLookupError):
@@ -55,11 +69,11 @@ async def _feed(stream: Stream, process: asyncio.subprocess.Process, version_2: 
                     process.stdin.close()
 
 
-async def _outcome(stream: Stream, process: asyncio.subprocess.Process, version_2: bool) -> None:
+async def _outcome(stream: Stream, process: asyncio.subprocess.Process, version_2: bool, root: bytes) -> None:
     """What it writes, and how it ends."""
-    pumps = [_pump(stream, process.stdout, STDOUT if version_2 else None)]
+    pumps = [_pump(stream, process.stdout, STDOUT if version_2 else None, root)]
     if process.stderr is not None:
-        pumps.append(_pump(stream, process.stderr, STDERR))
+        pumps.append(_pump(stream, process.stderr, STDERR, root))
     await asyncio.gather(*pumps)
     status = await process.wait()
     if version_2:
@@ -67,7 +81,10 @@ async def _outcome(stream: Stream, process: asyncio.subprocess.Process, version_
         await stream.write(PIECE.pack(EXIT, 1) + bytes([status & 0xFF]))
 
 
-async def _pump(stream: Stream, source: asyncio.StreamReader | None, kind: int | None) -> None:
+async def _pump(stream: Stream, source: asyncio.StreamReader | None, kind: int | None, root: bytes) -> None:
     assert source is not None
-    while data := await source.read(64 * 1024):
-        await stream.write(data if kind is None else PIECE.pack(kind, len(data)) + data)
+    names, data = Renamer(root + b"/", b"/"), b"more"
+    while data:
+        data = await source.read(64 * 1024)
+        if piece := names.feed(data, last=not data):
+            await stream.write(piece if kind is None else PIECE.pack(kind, len(piece)) + piece)

@@ -62,9 +62,9 @@ class SyncService:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            file = path.open("wb")
+            file = open(path, "wb")  # noqa: SIM115
         except OSError as error:
-            problem, file = error, Path(os.devnull).open("wb")
+            problem, file = error, open(os.devnull, "wb")  # noqa: SIM115
         with file:
             while True:
                 kind = await self.stream.read_exactly(4)

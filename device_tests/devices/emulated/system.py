@@ -1,5 +1,5 @@
-"""What an emulated device says of itself: properties, /sys and /proc files, dumpsys. Rendered anew for every command, so
-that a hot device cools down as time goes by."""
+"""What an emulated device says of itself: properties, /sys and /proc files, dumpsys. Rendered anew for every command,
+so that a hot device cools down as time goes by."""
 
 from __future__ import annotations
 
