@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from adakv_model import attention
-from adakv_model.artifact import Artifact, HostModel
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.generate import decode, prefill
 from adakv_model.kv_cache import MixedPrecisionCache
+from adakv_model.runtime.artifact import Artifact, HostModel
+from adakv_model.runtime.generate import decode, prefill
 from device_tests.parity.compare import Agreement, run_eager, snapshot, state_names, synchronise
 from device_tests.parity.eager import float_twin, quantized_twin
 

@@ -32,7 +32,7 @@ public struct CacheInputs: Decodable {
 }
 
 /// The arrays of a package with `--cache-io int8`: passed to every call, extended after it. The procedure is that of
-/// `write_step` in device_tests/coreml_host.py.
+/// `write_step` in device_tests/coreml/host.py.
 final class HostCache {
   private let inputs: CacheInputs
   private let arrays: [String: MLMultiArray]
