@@ -27,8 +27,8 @@ public struct BenchmarkTimes: Equatable, Sendable {
 extension TokenModel {
   /// Runs one test. tokens: fed in turn, from the start again where they are too few. now: nanoseconds, monotonic.
   ///
-  /// Before it, apart, a warm-up of one chunk and one token on the same cache, which is emptied after it. A full context
-  /// ends the test early, and `finishReason` says so.
+  /// Before it, apart, a warm-up of one chunk and one token on the same cache, which is emptied after it. A full
+  /// context ends the test early, and `finishReason` says so.
   public func benchmark(_ test: BenchmarkTest, tokens: [Int32], now: () -> UInt64) throws -> BenchmarkTimes {
     guard !tokens.isEmpty else { throw AdaKVError("no tokens to feed: pass --tokens or --tokens-file") }
     var times = BenchmarkTimes()
@@ -74,8 +74,8 @@ extension TokenModel {
     return times
   }
 
-  /// The parity probe: prefill all but the last `count` tokens, then feed these one by one; logits [count + 1][vocabulary],
-  /// of the prefill and after each of them.
+  /// The parity probe: prefill all but the last `count` tokens, then feed these one by one. Logits
+  /// [count + 1][vocabulary]: of the prefill, and after each of them.
   public func force(_ tokens: [Int32], last count: Int) throws -> [[Float]] {
     guard count >= 1, count < tokens.count else {
       throw AdaKVError("--force takes 1 to \(tokens.count - 1) of the \(tokens.count) tokens, not \(count)")

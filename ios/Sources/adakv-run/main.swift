@@ -6,5 +6,6 @@
 import AdaKVCoreML
 import Foundation
 
-let here = URL(filePath: FileManager.default.currentDirectoryPath, directoryHint: .isDirectory)
-exit(await runCommandLine(Array(CommandLine.arguments.dropFirst()), in: here))
+// Names are relative to ADAKV_FOLDER where it is set: a simulator gives its processes a folder of its own.
+let folder = ProcessInfo.processInfo.environment["ADAKV_FOLDER"] ?? FileManager.default.currentDirectoryPath
+exit(await runCommandLine(Array(CommandLine.arguments.dropFirst()), in: URL(filePath: folder)))
