@@ -16,7 +16,7 @@ venv: $(VENV)/.installed  ## Virtual environment with pinned packages and the co
 
 # torch first and pinned: with none installed, other packages' ranges would pull a CUDA build. No build isolation:
 # the operator is built against the ExecuTorch SDK inside the environment's own wheel.
-$(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard adakv_model/csrc/*)
+$(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard adakv_model/csrc/* adakv_model/csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
 	  || { echo "Python 3.11 is needed: install it, or name it with make PYTHON=/path/to/python3.11"; exit 1; }
 	@command -v c++ >/dev/null && command -v cmake >/dev/null \
@@ -37,7 +37,7 @@ android: venv  ## Export the default model for Android and let it answer a promp
 
 ios: venv  ## Export the Core ML package, report on it, and let it answer a prompt in the evaluator (no Mac needed)
 	$(BIN)/python export.py --target ios --model $(MODEL) --out $(IOS_ARTIFACT)
-	$(BIN)/python -m device_tests.coreml_eval.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
+	$(BIN)/python -m device_tests.coreml.evaluator.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
 
 test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
 	$(BIN)/python -m pytest

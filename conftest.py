@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
 
 

@@ -1,4 +1,4 @@
-"""Where the codes of packed rows lie; ``csrc/tile.h`` is the same in C++, ``docs/cache-format.md`` draws it.
+"""Where the codes of packed rows lie; ``csrc/cache/tile.h`` is the same in C++, ``docs/cache-format.md`` draws it.
 
 Rows lie in blocks of 16 slots, and a block in *tiles* of 16 lanes x 4 codes. A K tile holds four channels of each of
 the 16 slots, a V tile four slots of each of 16 channels: so a score and a weighted sum are the same product of a tile

@@ -8,7 +8,7 @@ inside a band, transformed channels are close to Gaussian, so uniform mid-rise l
 
 ``half_b`` is half the MSE-optimal uniform step for a unit Gaussian (Max, "Quantizing for minimum distortion", IRE
 Trans. 1960). *Narrow* rows (some band below 8 bits) store s as one byte, a logarithm in steps of 1/16 octave. *Wide*
-rows (8 or 16 bits throughout) scale by their absolute maximum and store fp16. ``csrc/quantizer.h`` is the same
+rows (8 or 16 bits throughout) scale by their absolute maximum and store fp16. ``csrc/cache/quantizer.h`` is the same
 arithmetic in C++, operation for operation: sums are folded in halves and nothing is contracted into fused
 multiply-adds, so equal inputs give equal bytes on every machine.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adakv_model import attention, native
+from adakv_model import attention
 from adakv_model.packing import BLOCK, Side, pack_blocks, padded, unpack_blocks
 from adakv_model.plan import FIRST_TIER
 from adakv_model.quantizer import (
@@ -28,6 +28,7 @@ from adakv_model.quantizer import (
     quantize,
     transform,
 )
+from adakv_model.runtime import native
 
 DIMS = (16, 32, 64, 128, 256)
 ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm")

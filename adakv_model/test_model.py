@@ -13,13 +13,13 @@ from transformers import LlamaConfig as HfConfig
 from transformers import LlamaForCausalLM
 
 from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoint_weights import draw_weights, weight_shapes
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.checkpoints.testing_checkpoints import SMALL, UNTIED, Weights, hf_names
+from adakv_model.checkpoints.weights import draw_weights, weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
 from adakv_model.model import Llama, RMSNorm, build_model, fuse_weights, rope_tables
 from adakv_model.tables import neutral_tables
-from adakv_model.testing_checkpoints import SMALL, UNTIED, Weights, hf_names
 
 TEXT = Path(__file__).parents[1] / "device_tests" / "parity" / "text.txt"
 EPS = 1e-5

@@ -20,9 +20,9 @@ import torch
 import typer
 from rich.console import Console
 
-from adakv_model.artifact import Artifact
 from adakv_model.errors import UserError
-from device_tests.coreml_run import CoreMLModel
+from adakv_model.runtime.artifact import Artifact
+from device_tests.coreml.run import CoreMLModel
 from device_tests.parity.compare import Agreement
 
 PACKAGE = Path(__file__).parents[1] / "ios"
@@ -48,7 +48,7 @@ def check_host() -> None:
     if platform.system() != "Darwin":
         raise UserError(
             f"Core ML runs on Apple systems and this is {platform.system()}: use a Mac with Xcode 16, or"
-            " python -m device_tests.coreml_eval.generate, which evaluates the package anywhere"
+            " python -m device_tests.coreml.evaluator.generate, which evaluates the package anywhere"
         )
     if shutil.which("xcrun") is None:
         raise UserError("xcrun is missing: install Xcode 16 and run xcode-select --install")

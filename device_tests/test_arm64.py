@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from adakv_model.artifact import Artifact
-from adakv_model.generate import generate
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.generate import generate
 from scripts.make_tiny_artifact import CONTEXT
 from scripts.make_tiny_artifact import main as make_tiny_artifact
 

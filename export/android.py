@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adakv_model import native
-from adakv_model.artifact import CALIBRATION, PROGRAM
 from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.plan import CachePlan
 from adakv_model.reference import FEATURES
+from adakv_model.runtime import native
+from adakv_model.runtime.artifact import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
 from export.quiet import quiet

@@ -20,10 +20,10 @@ from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.errors import UserError
 from export import android, ios
-from export.coreml_convert import TARGETS as DEPLOYMENT_TARGETS
-from export.coreml_report import core_ml_cache, print_report
-from export.coreml_storage import FP16, STORAGES
-from export.coreml_weights import WEIGHTS
+from export.coreml.convert import TARGETS as DEPLOYMENT_TARGETS
+from export.coreml.report import core_ml_cache, print_report
+from export.coreml.storage import FP16, STORAGES
+from export.coreml.weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

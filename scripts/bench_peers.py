@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from adakv_model.checkpoint_sources import default_cache_dir
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from peers import show

@@ -20,8 +20,8 @@ import typer
 from torch import Tensor
 
 from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig
 from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens

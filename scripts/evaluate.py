@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adakv_model import artifact as artifacts
 from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.policies import BUDGETED, NAMES
+from adakv_model.runtime import artifact as artifacts
+from adakv_model.simulation.policies import BUDGETED, NAMES
 from evaluation import results
 from evaluation.bench import console, open_bench
 from evaluation.data import TASKS

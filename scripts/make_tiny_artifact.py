@@ -19,7 +19,7 @@ import typer
 from safetensors.torch import save_file
 
 from adakv_model.budget import CacheOptions
-from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
 from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from export.android import LOGITS, AndroidOptions, export_android

@@ -21,8 +21,8 @@ from rich.table import Table
 from torch.export import ExportedProgram
 
 from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
 from adakv_model.tables import neutral_tables
 from export import lowering

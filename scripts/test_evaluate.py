@@ -14,11 +14,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
-from adakv_model.scoring import Scored
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
+from adakv_model.simulation.scoring import Scored
 from evaluation import data, perplexity, results
 from evaluation.choices import encode_items, encode_pair, score_items
 from evaluation.policies import PolicySpec, load_tables

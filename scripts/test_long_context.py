@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import long_context
-from adakv_model.checkpoints import Checkpoint
-from adakv_model.text import TextCodec, codec_for
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.runtime.text import TextCodec, codec_for
 from evaluation import needles, positions
 from evaluation.choices import score_items
 from evaluation.data import UserError

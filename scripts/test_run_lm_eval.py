@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model

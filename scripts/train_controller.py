@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.controller import FEATURE_SETS, ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens

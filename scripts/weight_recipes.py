@@ -30,15 +30,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from adakv_model.artifact import Artifact, set_threads
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from device_tests.coreml_weights import load_package_weights
+from adakv_model.runtime.artifact import Artifact, set_threads
+from device_tests.coreml.weights import load_package_weights
 from evaluation.results import numbers
 from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
 from training import cli

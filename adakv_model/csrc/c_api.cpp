@@ -1,12 +1,12 @@
-// The kernels as plain C functions, for tests and for eager runs on the fast kernels (adakv_model/native.py).
+// The kernels as plain C functions, for tests and for eager runs on the fast kernels (adakv_model/runtime/native.py).
 #include <cstring>
 #include <thread>
 #include <vector>
 
-#include "attend_kernels.h"
-#include "cache.h"
-#include "int4.h"
-#include "table.h"
+#include "cache/attend_kernels.h"
+#include "cache/cache.h"
+#include "linear/int4.h"
+#include "linear/table.h"
 
 #define ADAKV_API extern "C" __attribute__((visibility("default")))
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "quantizer.h"
+#include "cache/quantizer.h"
 
 namespace adakv {
 

@@ -7,7 +7,8 @@ find_package(Threads REQUIRED)
 # comparison vectorise; nothing is contracted, so that results do not depend on the set.
 set(_kernels)
 function(adakv_attend_kernels name)
-  add_library(adakv_attend_${name} OBJECT "${_csrc}/attend_${name}.cpp")
+  add_library(adakv_attend_${name} OBJECT "${_csrc}/cache/attend_${name}.cpp")
+  target_include_directories(adakv_attend_${name} PRIVATE "${_csrc}")
   # GCC 12 takes the intrinsics' own undefined vectors for mistakes.
   target_compile_options(adakv_attend_${name} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -Wno-maybe-uninitialized
                                                       -ffp-contract=off -fno-trapping-math ${ARGN})
@@ -28,7 +29,8 @@ endif()
 # Products with weight matrices: a file for every instruction set.
 set(_rows)
 function(adakv_linear isa)
-  add_library(adakv_linear_${isa} OBJECT "${_csrc}/linear_${isa}.cpp")
+  add_library(adakv_linear_${isa} OBJECT "${_csrc}/linear/linear_${isa}.cpp")
+  target_include_directories(adakv_linear_${isa} PRIVATE "${_csrc}")
   # Nobody reads floating point exceptions: without them, loops with a comparison vectorise. Results are the same.
   target_compile_options(adakv_linear_${isa} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -ffp-contract=off
                                                      -fno-trapping-math ${ARGN})
@@ -48,16 +50,13 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(_have_dotprod ADAKV_HAVE_DOTPROD)
 endif()
 
-add_library(adakv_kernels STATIC "${_csrc}/quantizer.cpp" "${_csrc}/bookkeeping.cpp" "${_csrc}/attend.cpp"
-                                 "${_csrc}/cpu.cpp" "${_csrc}/attend_dispatch.cpp" "${_csrc}/linear.cpp"
-                                 "${_csrc}/table.cpp" "${_csrc}/int4.cpp" ${_rows} ${_kernels})
+add_library(adakv_kernels STATIC
+  "${_csrc}/cpu.cpp" "${_csrc}/cache/quantizer.cpp" "${_csrc}/cache/bookkeeping.cpp" "${_csrc}/cache/attend.cpp"
+  "${_csrc}/cache/attend_dispatch.cpp" "${_csrc}/linear/linear.cpp" "${_csrc}/linear/table.cpp"
+  "${_csrc}/linear/int4.cpp" ${_rows} ${_kernels})
 target_include_directories(adakv_kernels PUBLIC "${_csrc}")
 target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2} ${_have_dotprod})
 # Packed bytes must not depend on whether the compiler fuses multiplications and additions.
 target_compile_options(adakv_kernels PRIVATE -ffp-contract=off)
 target_link_libraries(adakv_kernels PUBLIC Threads::Threads)
-foreach(_target adakv_kernels)
-  if(TARGET ${_target})
-    target_compile_options(${_target} PRIVATE -O3 -Wall -Wextra -Wno-unused-function)
-  endif()
-endforeach()
+target_compile_options(adakv_kernels PRIVATE -O3 -Wall -Wextra -Wno-unused-function)

@@ -3,7 +3,7 @@
 // non-const tensor, `out`; arguments that the schema marks as mutated are const references all the same.
 #include "register.h"
 
-#include "cache.h"
+#include "cache/cache.h"
 
 namespace adakv {
 namespace {

@@ -1,5 +1,5 @@
 // ExecuTorch kernels adakv::{norm,add,swiglu}_linear.out: argument checks around int4.h. Schemas: ops.py.
-#include "int4.h"
+#include "linear/int4.h"
 #include "register.h"
 
 namespace adakv {

@@ -1,6 +1,6 @@
 // ExecuTorch kernels adakv::{table_lookup,table_product}.out: argument checks around table.h. Schemas: ops.py.
+#include "linear/table.h"
 #include "register.h"
-#include "table.h"
 
 namespace adakv {
 namespace {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakv_model.artifact import Artifact, HostModel
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
+from adakv_model.runtime.artifact import Artifact, HostModel
 from device_tests.exporting import export_once
 from device_tests.parity.eager import checkpoint_of
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.errors import UserError
 from evaluation.policies import Tables, load_tables
 from evaluation.store import ItemStore

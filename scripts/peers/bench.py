@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
 from adakv_model.errors import UserError
 from peers.children import run_child

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 
 #: GPT-2's class reads tokenizer.json as it stands.
 TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

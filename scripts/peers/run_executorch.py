@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adakv_model.artifact import set_threads
+from adakv_model.runtime.artifact import set_threads
 from peers.measure import child_main
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 
 CHECKPOINT, PARAMS, PROGRAM = "checkpoint.pth", "params.json", "model.pte"
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from adakv_model.plan import left

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import LlamaConfig
 
 WORDS = 32

@@ -1,5 +1,5 @@
 // 4-bit layers on every instruction set this CPU has, against double precision.
-#include "int4.h"
+#include "linear/int4.h"
 
 #include <algorithm>
 #include <array>

@@ -2,9 +2,9 @@
 #include <chrono>
 #include <cstring>
 
-#include "attend_kernels.h"
+#include "cache/attend_kernels.h"
 #include "check.h"
-#include "linear.h"
+#include "linear/linear.h"
 
 int main(int argc, char** argv) {
   using namespace adakv::testing;

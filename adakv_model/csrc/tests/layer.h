@@ -7,9 +7,9 @@
 #include <numeric>
 #include <vector>
 
-#include "cache.h"
+#include "cache/cache.h"
+#include "cache/tile.h"
 #include "check.h"
-#include "tile.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

@@ -11,9 +11,9 @@
 #include <thread>
 #include <vector>
 
-#include "int4.h"
-#include "quantizer.h"
-#include "table.h"
+#include "cache/quantizer.h"
+#include "linear/int4.h"
+#include "linear/table.h"
 
 namespace {
 

@@ -1,14 +1,14 @@
-#include "quantizer.h"
+#include "cache/quantizer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "cache/tile.h"
 #include "check.h"
 #include "fast_exp.h"
 #include "layer.h"
-#include "tile.h"
 
 namespace adakv::testing {
 namespace {

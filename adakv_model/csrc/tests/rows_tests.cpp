@@ -5,11 +5,11 @@
 #include <limits>
 #include <vector>
 
-#include "attend_kernels.h"
+#include "cache/attend_kernels.h"
+#include "cache/quantizer.h"
+#include "cache/tile.h"
 #include "check.h"
 #include "layer.h"
-#include "quantizer.h"
-#include "tile.h"
 
 namespace adakv::testing {
 namespace {

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <vector>
 
+#include "cache/quantizer.h"
 #include "check.h"
-#include "quantizer.h"
-#include "table.h"
+#include "linear/table.h"
 
 namespace adakv::testing {
 namespace {

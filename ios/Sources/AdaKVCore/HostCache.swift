@@ -46,7 +46,7 @@ public protocol StepColumns {
 }
 
 /// The arrays of a package with `--cache-io int8`: passed to every call, extended after it. The procedure is that of
-/// `write_step` in device_tests; the fixture of the tests is made by it.
+/// `write_step` in device_tests/coreml/host.py; the fixture of the tests is made by it.
 public final class HostCache {
   /// By the name of the input.
   public let arrays: [String: CacheArray]

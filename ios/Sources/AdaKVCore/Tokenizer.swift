@@ -16,7 +16,8 @@ public struct Tokenizer: Sendable {
 
   /// What an id stands for.
   private var bytesOfToken: [Int32: [UInt8]] = [:]
-  private var tokenOfByte: [Int32] = []
+  /// nil for a byte that the vocabulary lacks: it vanishes.
+  private var tokenOfByte: [Int32?] = []
   private var merges: [Pair: Merge] = [:]
   /// Longest first.
   private var special: [(content: String, token: Int32)] = []
@@ -34,12 +35,7 @@ public struct Tokenizer: Sendable {
       bytesOfToken[token] = bytes
       tokenOfBytes[bytes] = token
     }
-    for byte in UInt8.min...UInt8.max {
-      guard let token = tokenOfBytes[[byte]] else {
-        throw AdaKVError("tokenizer.json lacks the byte \(byte): export the artifact again")
-      }
-      tokenOfByte.append(token)
-    }
+    tokenOfByte = (UInt8.min...UInt8.max).map { tokenOfBytes[[$0]] }
     for (rank, merge) in file.model.merges.enumerated() {
       guard let left = Self.bytes(merge.left), let right = Self.bytes(merge.right),
         let a = tokenOfBytes[left], let b = tokenOfBytes[right], let token = tokenOfBytes[left + right]
@@ -79,7 +75,7 @@ public struct Tokenizer: Sendable {
   }
 
   private func encodePlain(_ text: Substring) -> [Int32] {
-    pieces(text).flatMap { merged($0.utf8.map { tokenOfByte[Int($0)] }) }
+    pieces(text).flatMap { merged($0.utf8.compactMap { tokenOfByte[Int($0)] }) }
   }
 
   /// Every digit alone; what lies between them cut by the pattern.

@@ -3,7 +3,7 @@ import XCTest
 
 @testable import AdaKVCore
 
-/// The test vectors that `python -m device_tests.swift_fixtures` writes.
+/// The test vectors that `python -m device_tests.coreml.swift_fixtures` writes.
 enum Fixtures {
   static func data(_ name: String) throws -> Data {
     let folder = try XCTUnwrap(Bundle.module.url(forResource: "Fixtures", withExtension: nil))

@@ -11,7 +11,7 @@ final class HostCacheTests: XCTestCase {
     let arrays: [String: Data]
   }
 
-  /// What the test vectors let a step return: `new_bytes` of device_tests/swift_fixtures.py.
+  /// What the test vectors let a step return: `new_bytes` of device_tests/coreml/swift_fixtures.py.
   private struct Outputs: StepColumns {
     let position: Int
     let inputs: CacheInputs

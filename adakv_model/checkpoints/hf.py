@@ -1,0 +1,148 @@
+"""Reads a Hugging Face checkpoint folder: config.json, safetensors (also sharded), tokenizer, template."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
+from adakv_model.config import LlamaConfig
+from adakv_model.errors import UserError
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def read_hf_folder(
+    folder: Path, *, name: str, source: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """Reads `folder`; `source` gets the `sha256` of its weight files (see `weights_digest`).
+
+    Raises UserError for a missing or unreadable file, an unsupported configuration, pickled weights, or
+    weights that do not fit the configuration.
+    """
+    try:
+        return _read(folder, name, source, dtype)
+    except OSError as error:
+        detail = f"{error.filename or folder} ({error.strerror or error})"
+        raise UserError(f"cannot read {detail}: check the path and its permissions") from error
+
+
+def weights_digest(files: list[Path]) -> str:
+    """SHA-256 of one weight file; for several, of the `sha256sum` listing of their names in order."""
+    digests = [sha256_of(file) for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in 1 MiB pieces. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(folder: Path, name: str, source: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        gguf = sorted(folder.glob("*.gguf"))
+        hint = f"pass {gguf[0]} itself" if gguf else "pass a folder with config.json and model.safetensors"
+        raise UserError(f"{folder} has no config.json: {hint}")
+    config = LlamaConfig.from_hf(_json_object(folder / "config.json"))
+    files = _weight_files(folder)
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        stored |= _open_safetensors(file)
+    weights = read_weights(config, stored, folder.name, dtype)
+    return Checkpoint(
+        config=config,
+        weights=weights,
+        tokenizer=_tokenizer(folder),
+        chat_template=_chat_template(folder),
+        name=name,
+        source={**source, "sha256": weights_digest(files)},
+    )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object: download it again")
+    return value
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        return _shards(folder)
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        raise UserError(
+            f"{folder} holds pickled PyTorch weights, which may run code when read: "
+            f"convert them to {_SINGLE} with transformers' save_pretrained"
+        )
+    raise UserError(f"{folder} has no {_SINGLE} or {_INDEX}: download the checkpoint again")
+
+
+def _shards(folder: Path) -> list[Path]:
+    weight_map = _json_object(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / _INDEX} has no weight_map: download it again")
+    names = sorted(set(map(str, weight_map.values())))
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        count = f"{len(missing)} of {len(names)} shards"
+        raise UserError(f"{folder} lacks {missing[0]} ({count}): download it again")
+    return [folder / name for name in names]
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        file = safe_open(path, framework="pt")
+        stored = {}
+        for key in file.keys():  # noqa: SIM118 - safe_open has keys() but is not iterable
+            view = file.get_slice(key)
+            if view.get_dtype() in _FLOATS:
+                stored[key.removeprefix("model.")] = _stored(file, key, tuple(view.get_shape()))
+            elif key.endswith(".weight"):
+                raise UserError(
+                    f"unsupported dtype {view.get_dtype()} of {key} in {path.name}: pass the float checkpoint"
+                )
+        return stored
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or not a safetensors file: download it again") from error
+
+
+def _stored(file: Any, key: str, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor(shape, lambda: file.get_tensor(key))
+
+
+def _tokenizer(folder: Path) -> bytes | None:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    _json_object(path)
+    return path.read_bytes()
+
+
+def _chat_template(folder: Path) -> str | None:
+    """transformers 5 writes chat_template.jinja; 4 wrote a string or named templates into the config."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    template = _json_object(config).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

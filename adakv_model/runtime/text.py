@@ -1,0 +1,159 @@
+"""Text to token ids and back: encoding, streaming decoding, chat templates."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from adakv_model.checkpoints.weights import Checkpoint
+from adakv_model.errors import UserError
+
+_INCOMPLETE = "\ufffd"
+
+
+class TextCodec:
+    """Encodes and decodes with the content of a tokenizer.json.
+
+    No BOS or EOS is added: SmolLM's tokenizer adds none and ExecuTorch's runners only on request, so both
+    sides agree. Special tokens written in the text, such as `<|im_start|>`, become their single ids.
+    """
+
+    def __init__(
+        self,
+        tokenizer_json: bytes,
+        chat_template: str | None = None,
+        bos_id: int | None = None,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
+        """Raises UserError where `tokenizer_json` is not the content of a tokenizer.json."""
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        except Exception as error:  # tokenizers raises plain Exception for every malformed input
+            raise UserError("the tokenizer.json of this checkpoint is malformed: download it again") from error
+        self._template = chat_template
+        self.bos_id = bos_id
+        self.eos_ids = tuple(eos_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with nothing added; bytes that the vocabulary lacks vanish.
+
+        Raises UserError for lone surrogates, which is how a command line passes bytes that are not UTF-8.
+        """
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise UserError("the text is not valid Unicode: pass it as UTF-8")
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def stream(self, *, skip_special_tokens: bool = True) -> "StreamDecoder":
+        """A decoder for one generated text."""
+        return StreamDecoder(self, skip_special_tokens=skip_special_tokens)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """Renders `{"role": ..., "content": ...}` messages with the checkpoint's own chat template.
+
+        SmolLM2's template puts a default system message first where there is none. With
+        `add_generation_prompt` the text ends where the assistant's answer begins. Encode it with `encode`.
+        Raises UserError without a template, for a message without role or content, or if it is refused.
+        """
+        if self._template is None:
+            raise UserError("this checkpoint has no chat template: use an instruct model, or a plain text prompt")
+        for message in messages:
+            if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+                raise UserError('every chat message needs a string "role" and a string "content"')
+        try:
+            return (
+                _environment()
+                .from_string(self._template)
+                .render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    bos_token=self._token(self.bos_id),
+                    eos_token=self._token(self.eos_ids[0] if self.eos_ids else None),
+                )
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"the chat template refused these messages ({error}): correct them") from error
+
+    def _token(self, index: int | None) -> str:
+        return "" if index is None else self._tokenizer.id_to_token(index) or ""
+
+
+class StreamDecoder:
+    """Turns ids into text one by one; a character that spans several tokens appears when it is complete.
+
+    The pieces of `push` and a last `flush` join to exactly `codec.decode(all ids)`.
+    """
+
+    def __init__(self, codec: TextCodec, *, skip_special_tokens: bool = True) -> None:
+        self._codec = codec
+        self._skip = skip_special_tokens
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is incomplete."""
+        self._pending.append(token)
+        text = self._pending_text()
+        # A decoder writes U+FFFD for an unfinished character, so text that does not end with it is final.
+        if text.endswith(_INCOMPLETE):
+            return ""
+        return self._emit(text)
+
+    def flush(self) -> str:
+        """What is left at the end of generation: U+FFFD for bytes that never became a character."""
+        return self._emit(self._pending_text())
+
+    def _pending_text(self) -> str:
+        # Decoded after the piece before: some decoders drop a space at the start of a text.
+        return self._decode(self._context + self._pending)[len(self._decode(self._context)) :]
+
+    def _emit(self, text: str) -> str:
+        if text:
+            self._context, self._pending = self._pending, []
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._codec.decode(ids, skip_special_tokens=self._skip)
+
+
+def codec_for(checkpoint: Checkpoint) -> TextCodec:
+    """The codec of a checkpoint. Raises UserError where it has no tokenizer."""
+    if checkpoint.tokenizer is None:
+        raise UserError(
+            f"checkpoint '{checkpoint.name}' has no tokenizer: put tokenizer.json beside its weights; for "
+            "random weights, load the default model once, whose tokenizer they then use"
+        )
+    config = checkpoint.config
+    return TextCodec(checkpoint.tokenizer, checkpoint.chat_template, config.bos_token_id, config.eos_token_ids)
+
+
+def _environment() -> jinja2.Environment:
+    """Renders chat templates as transformers does; sandboxed, because templates come with weights."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    # Jinja's own filter escapes HTML, which would change the prompt.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
