@@ -88,7 +88,7 @@ def executed(log: Path) -> list[int]:
     """Addresses between the marks of kernel_trace."""
     addresses: list[int] = []
     inside = False
-    with log.open() as lines:
+    with log.open(encoding="utf-8") as lines:
         for line in lines:
             match = EXECUTED.search(line.rstrip())
             if match is None:
