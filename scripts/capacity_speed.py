@@ -3,7 +3,8 @@
 in:  two artifacts of one model and policy with different --context
 out: a table on the terminal and --json with every sample; exit status 1 if the ratio is above --limit
 
-    python export.py --kv-bits 3.25 --context 1024 --out small && python export.py --kv-bits 3.25 --context 8192 --out large
+    python export.py --kv-bits 3.25 --context 1024 --out small
+    python export.py --kv-bits 3.25 --context 8192 --out large
     python scripts/capacity_speed.py --small small --large large
 """
 

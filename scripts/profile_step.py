@@ -164,7 +164,7 @@ def main(
     if with_functions:
         functions.perf()
     program = build("kernel_benchmark", build_dir / "cpp-release")
-    memory = rooflines(run_benchmark(program, threads=counts, rounds=15, isas=["none"], weights=0))
+    memory = rooflines(run_benchmark(program, threads=counts, rounds=60, isas=["none"], weights=0))
     profiles = [
         profile(opened, context, count, steps, text, with_functions, isa, memory[count].read)
         for count in counts
