@@ -37,7 +37,7 @@ class Artifact:
             )
         self.folder = folder
         try:
-            self.manifest = json.loads((folder / MANIFEST).read_text())
+            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except json.JSONDecodeError as e:
             raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
         if (found := self.manifest.get("format")) != FORMAT:
@@ -77,6 +77,11 @@ class Artifact:
     def has_chat_template(self) -> bool:
         return (self.folder / TEMPLATE).is_file()
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Not with random weights."""
+        return (self.folder / TOKENIZER).is_file()
+
     @cached_property
     def codec(self) -> TextCodec:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
@@ -84,7 +89,7 @@ class Artifact:
         if not path.is_file():
             raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
         model = self.manifest["model"]
-        source = template.read_text() if template.is_file() else None
+        source = template.read_text(encoding="utf-8") if template.is_file() else None
         return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
 
     def load(self) -> HostModel:
