@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path) -> None:
     )
     # Larger than initial weights usually are, so that the answer depends on the context.
     weights = {n: w * 4 if w.dim() == 2 else w for n, w in draw_weights(config, seed=0).items()}
-    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}), encoding="utf-8")
     hf_names = {n if n.startswith("lm_head") else f"model.{n}": w for n, w in weights.items()}
     save_file(hf_names, folder / "model.safetensors")
 
