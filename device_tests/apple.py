@@ -18,10 +18,10 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.terminal import make_console, print_error
 from device_tests.coreml.run import CoreMLModel
 from device_tests.parity.compare import Agreement
 
@@ -31,7 +31,7 @@ UNITS = ("cpuAndNeuralEngine", "cpuAndGPU", "cpuOnly", "all")
 SIMULATOR = ("--triple", "arm64-apple-ios18.0-simulator")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True, highlight=False)
+console = make_console()
 
 
 @dataclass
@@ -135,7 +135,7 @@ def main(
         if parity:
             report |= compare(opened, ids, result)
     except UserError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        print_error(console, error)
         raise typer.Exit(2) from None
     print(json.dumps(report, indent=1))
 

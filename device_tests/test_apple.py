@@ -31,6 +31,6 @@ def test_lines_of_the_runner() -> None:
 
 
 def test_the_runner_documents_the_options_the_harness_passes() -> None:
-    source = (PACKAGE / "Sources" / "adakv-run" / "main.swift").read_text()
+    source = (PACKAGE / "Sources" / "adakv-run" / "main.swift").read_text(encoding="utf-8")
     for option in ("--artifact", "--max-new-tokens", "--units", "--logits"):
         assert f'case "{option}"' in source

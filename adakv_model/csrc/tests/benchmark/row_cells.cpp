@@ -3,7 +3,7 @@
 #include <cmath>
 #include <memory>
 
-#include "attend_kernels.h"
+#include "cache/attend_kernels.h"
 #include "cells.h"
 
 namespace adakv {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "attend_kernels.h"
+#include "cache/attend_kernels.h"
 #include "other_rows.h"
 
 // Marks: the tracer cuts at these symbols.

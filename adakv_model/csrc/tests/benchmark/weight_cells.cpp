@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <memory>
 
+#include "cache/quantizer.h"
 #include "cells.h"
-#include "int4.h"
-#include "quantizer.h"
-#include "table.h"
+#include "linear/int4.h"
+#include "linear/table.h"
 
 namespace adakv {
 
