@@ -58,7 +58,9 @@ class AdbDevice:
         return android_conditions.is_emulated(self._first_look)
 
     def bundle(self, artifacts: Sequence[Path]) -> Bundle:
-        return with_artifacts(android_runner(), artifacts)
+        """ADAKV_ANDROID_RUNNER names the folder of an NDK build; without it the runner brings its own loader."""
+        ndk = os.environ.get("ADAKV_ANDROID_RUNNER")
+        return with_artifacts(android_runner(Path(ndk) if ndk else None), artifacts)
 
     def check(self, bundle: Bundle) -> None:
         look = self._first_look
