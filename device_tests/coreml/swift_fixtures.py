@@ -18,10 +18,10 @@ import numpy as np
 import typer
 
 from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.plan import CachePlan
-from adakv_model.tables import neutral_tables
 from adakv_model.checkpoints.testing_checkpoints import SMALL
+from adakv_model.plan import CachePlan
 from adakv_model.runtime.text import TextCodec
+from adakv_model.tables import neutral_tables
 from device_tests.coreml.host import HostCache
 from export.coreml.inputs import InputLayout
 from export.coreml.layout import StateLayout

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from device_tests.exporting import ROOT
 from device_tests.coreml.swift_fixtures import FOLDER, fixtures
+from device_tests.exporting import ROOT
 
 CORE = ROOT / "ios" / "Sources" / "AdaKVCore"
 SCHEMA = ROOT / "docs" / "bench-schema.md"
