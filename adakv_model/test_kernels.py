@@ -92,7 +92,7 @@ def test_value_rows_with_bands_are_refused() -> None:
 
 def documented_reader() -> Callable[[np.ndarray, list[int], int, int, int], np.ndarray]:
     """read_row of docs/cache-format.md."""
-    text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
     namespace: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], namespace)
     return namespace["read_row"]

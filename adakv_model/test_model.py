@@ -135,7 +135,7 @@ def test_model_equals_transformers_on_random_weights(config: LlamaConfig, presca
 def test_model_equals_transformers_on_the_real_checkpoint(default_checkpoint: Checkpoint) -> None:
     config, weights = default_checkpoint.config, default_checkpoint.weights
     assert default_checkpoint.tokenizer is not None
-    ids = Tokenizer.from_buffer(default_checkpoint.tokenizer).encode(TEXT.read_text()).ids[:288]
+    ids = Tokenizer.from_buffer(default_checkpoint.tokenizer).encode(TEXT.read_text(encoding="utf-8")).ids[:288]
     tokens = torch.tensor([ids])
     model = build_model(config, weights, FloatCache(config, len(ids)))
     got = run(model, tokens, [96])

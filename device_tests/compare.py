@@ -45,6 +45,8 @@ def main(
     """Compare measured times."""
     try:
         rows = read(a)
+        for line in failures(rows):
+            errors.print(line, style="yellow", markup=False, soft_wrap=True)
         found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
     except UserError as error:
         errors.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
@@ -55,8 +57,6 @@ def main(
         if not console.is_terminal:
             console.width = WIDTH
         console.print(table(found))
-        for line in failures(rows):
-            console.print(line, style="yellow", markup=False, soft_wrap=True)
     if all(comparison.ratio is None for comparison in found):
         raise typer.Exit(NOTHING_COMPARED)
 

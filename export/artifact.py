@@ -76,9 +76,11 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         "bos_token": tokens.get(config.bos_token_id),
         "eos_token": tokens.get(next(iter(config.eos_token_ids), None)),
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in names.items() if v}, indent=1))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in names.items() if v}, indent=1), encoding="utf-8"
+    )
     if checkpoint.chat_template:
-        (folder / TEMPLATE).write_text(checkpoint.chat_template)
+        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8")
 
 
 def write_manifest(
@@ -114,7 +116,7 @@ def write_manifest(
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
         "files": {str(p.relative_to(folder)): describe(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

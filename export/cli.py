@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 from adakv_model.budget import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, print_error, print_note, text_column
 from export import android, ios
 from export.coreml.convert import TARGETS as DEPLOYMENT_TARGETS
 from export.coreml.report import core_ml_cache, print_report
@@ -27,7 +27,7 @@ from export.coreml.weights import WEIGHTS
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True)
+console = make_console()
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def stages(total: int) -> Iterator:
     """A progress display; yields stage(name), a context manager that times one step."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -243,10 +243,10 @@ def main(
             with stages(android.STAGES) as stage:
                 manifest = android.export_android(options, sys.argv, stage)
     except UserError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        print_error(console, error)
         raise typer.Exit(2) from None
     report(manifest, out)
     for note in notes(manifest, random_weights, logits):
-        console.print(f"[yellow]note:[/yellow] {note}", highlight=False, soft_wrap=True)
+        print_note(console, note)
     if as_json:
         print(json.dumps(manifest))

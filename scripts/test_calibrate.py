@@ -165,7 +165,7 @@ def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, t
     assert (rows.sensitivity > 0).all()
     identity = rows.q_transform.transpose(-1, -2) @ rows.k_transform.float()
     torch.testing.assert_close(identity, torch.eye(CONFIG.head_dim).expand_as(identity), rtol=0, atol=1e-3)
-    log = json.loads((tmp_path / "t.calibrate.json").read_text())
+    log = json.loads((tmp_path / "t.calibrate.json").read_text(encoding="utf-8"))
     assert log == tables.info["calibration"]
     assert log["tokens"] == 256
     assert log["measured"]["both"] > 0

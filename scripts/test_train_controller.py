@@ -159,7 +159,7 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
         assert len(quantiles) == 257
         assert (quantiles.diff() >= 0).all()
         assert quantiles[0] < quantiles[-1]
-    log = json.loads((tmp_path / "t.json").read_text())
+    log = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert log == after.info
     assert log["controller"] == "trained"
     assert "calibration" in log
@@ -177,7 +177,7 @@ def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder
     other = tmp_path / "other.safetensors"
     dataclasses.replace(good, v_mean=good.v_mean[:1]).save(other)
     text_of = tmp_path / "text.txt"
-    text_of.write_text("w1 w2")
+    text_of.write_text("w1 w2", encoding="utf-8")
     for changes, message in (
         ({"tables": other}, "run scripts/calibrate.py on this checkpoint"),
         ({"tables": tmp_path / "none.safetensors"}, "no calibration tables at"),

@@ -18,7 +18,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables
+from adakv_model.terminal import make_console
 from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
 from training import cli, fit
@@ -272,7 +272,7 @@ def show(results: dict) -> None:
     full = results["held_out"]["all"]
     for name in ("random", "oracle_other_sample", "oracle"):
         table.add_row(name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", "", "")
-    Console().print(table)
+    make_console(stderr=False).print(table)
 
 
 if __name__ == "__main__":

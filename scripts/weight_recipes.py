@@ -26,7 +26,6 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as functional
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from adakv_model.runtime.artifact import Artifact, set_threads
+from adakv_model.terminal import make_console
 from device_tests.coreml.weights import load_package_weights
 from evaluation.results import numbers
 from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
@@ -259,7 +259,7 @@ class Scorer:
             **self.identity,
         }
         self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a") as file:
+        with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         return row
 
@@ -267,7 +267,7 @@ class Scorer:
         if not self.results.is_file():
             return None
         wanted = json.loads(json.dumps({**key, **self.identity}))
-        for line in reversed(self.results.read_text().splitlines()):
+        for line in reversed(self.results.read_text(encoding="utf-8").splitlines()):
             row = json.loads(line)
             if all(row.get(name) == value for name, value in wanted.items()) and ("program" in row) == (
                 "program" in key
@@ -277,7 +277,7 @@ class Scorer:
 
 
 def show(rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     if rows:
         first = rows[0]
         table = Table(title=f"{first['text']['name']}, {first['n']} tokens, float weights {first['float_ppl']:.2f}")

@@ -70,7 +70,7 @@ def shard(folder: Path) -> tuple[Path, Path]:
     for name, part in parts.items():
         save_file(dict(part), folder / name)
     weight_map = {key: name for name, part in parts.items() for key, _ in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     first, second = (folder / name for name in parts)
     return first, second
@@ -89,7 +89,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": {"x": "../model.safetensors"}}'])
 def test_a_malformed_index_is_a_user_error(folder: Path, content: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(content)
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="download it again"):
         load_checkpoint(path=folder)
 
@@ -152,7 +152,7 @@ def test_files_missing_or_malformed(folder: Path, name: str, content: str | None
     if content is None:
         (folder / name).unlink()
     else:
-        (folder / name).write_text(content)
+        (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=named):
         load_checkpoint(path=folder)
 
@@ -178,8 +178,8 @@ def test_a_file_that_cannot_be_read_is_a_user_error(folder: Path, monkeypatch: p
     ],
 )
 def test_tokenizer_and_chat_template_are_read(folder: Path, name: str, content: str) -> None:
-    (folder / name).write_text(content)
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    (folder / name).write_text(content, encoding="utf-8")
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8")
     loaded = load_checkpoint(path=folder)
     assert (loaded.chat_template, loaded.tokenizer) == ("T", b'{"version": "1.0"}')
 

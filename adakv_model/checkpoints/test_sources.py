@@ -100,7 +100,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypa
 def test_a_cache_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     pip = FakePip()
     source = pip.source(tmp_path)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="cannot use the cache .*set ADAKV_CACHE"):
         fetch_bundled_file(source, tmp_path / "file" / "cache", pip)
 

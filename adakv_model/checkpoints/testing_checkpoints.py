@@ -43,7 +43,7 @@ def hf_names(weights: Weights) -> Weights:
 
 def write_folder(folder: Path, weights: Weights, config: LlamaConfig = SMALL, **hf: Any) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama", **hf}))
+    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama", **hf}), encoding="utf-8")
     save_file(hf_names(weights), folder / "model.safetensors")
     return folder
 

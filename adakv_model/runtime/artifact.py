@@ -37,7 +37,7 @@ class Artifact:
             )
         self.folder = folder
         try:
-            self.manifest = json.loads((folder / MANIFEST).read_text())
+            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except json.JSONDecodeError as e:
             raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
         if (found := self.manifest.get("format")) != FORMAT:
@@ -89,7 +89,7 @@ class Artifact:
         if not path.is_file():
             raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
         model = self.manifest["model"]
-        source = template.read_text() if template.is_file() else None
+        source = template.read_text(encoding="utf-8") if template.is_file() else None
         return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
 
     def load(self) -> HostModel:

@@ -15,15 +15,15 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact, HostModel, set_threads
+from adakv_model.terminal import make_console, print_error
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True, highlight=False)
+console = make_console()
 
 LONG_PROMPT = 512  # tokens; from here a progress bar is worth showing
 
@@ -196,7 +196,7 @@ def main(
         )
         show(stream.flush() + "\n")
     except UserError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        print_error(console, error)
         raise typer.Exit(2) from None
     if as_json:
         answer = opened.codec.decode(new, skip_special_tokens=True)

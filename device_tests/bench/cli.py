@@ -19,11 +19,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
+from adakv_model.runtime.artifact import Artifact
 from device_tests.bench import dashboard, trace
 from device_tests.bench.cooling import Cooling
-from device_tests.bench.plan import check_contexts, tests
+from device_tests.bench.plan import check_contexts, matrix
 from device_tests.bench.plot import plot as draw
 from device_tests.bench.records import artifact_names, row
 from device_tests.bench.rows import HEADER, SAMPLE, ResultsFile, Row
@@ -85,7 +85,7 @@ def main(
     try:
         names = artifact_names(artifact)
         opened = {name: Artifact(folder) for folder, name in names.items()}
-        chosen = tests(numbers("--pp", pp), numbers("--tg", tg), numbers("--depth", depth))
+        chosen = matrix(numbers("--pp", pp), numbers("--tg", tg), numbers("--depth", depth))
         check_contexts({name: one.plan.context for name, one in opened.items()}, chosen)
         counts = numbers("--threads", threads, least=1) if threads else [0]
         if cpu_mask is not None and len(counts) > 1:

@@ -44,7 +44,7 @@ class Cell:
     rep: int
 
 
-def tests(pp: Sequence[int], tg: Sequence[int], depths: Sequence[int]) -> list[Test]:
+def matrix(pp: Sequence[int], tg: Sequence[int], depths: Sequence[int]) -> list[Test]:
     """Every length at every depth, 0 tokens left out. Raises UserError where nothing is left."""
     chosen = [Test(d, p, 0) for d, p in product(depths, pp) if p]
     chosen += [Test(d, 0, t) for d, t in product(depths, tg) if t]

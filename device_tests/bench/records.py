@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
+from adakv_model.runtime.artifact import Artifact
 from device_tests.bench.rows import SCHEMA, Row
 from device_tests.devices import Bundle, Conditions, Device
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adakv_model.runtime.artifact import Artifact
 from adakv_model.errors import UserError
+from adakv_model.runtime.artifact import Artifact
 from device_tests.bench import probe, runner
 from device_tests.bench.cooling import Cooling
 from device_tests.bench.cores import Placement, place
@@ -36,7 +36,10 @@ class Options:
 
 
 class Session:
-    """Runs the plan on one device and appends rows. `say` gets a line for each step; sleep is for tests to replace."""
+    """Runs the plan on one device and appends rows.
+
+    `say` gets a line for each step; `sleep` and `measure_probe` are for tests to replace.
+    """
 
     def __init__(
         self,
@@ -47,10 +50,11 @@ class Session:
         results: ResultsFile,
         say: Callable[[str], None] = lambda line: None,
         sleep: Callable[[float], None] = time.sleep,
+        measure_probe: Callable[..., probe.Probe] = probe.measure,
     ) -> None:
         """artifacts and tokens by name; tokens: the text that is fed, at least a probe long."""
         self.device, self.artifacts, self.tokens, self.options = device, artifacts, tokens, options
-        self.results, self.say, self.sleep = results, say, sleep
+        self.results, self.say, self.sleep, self.measure_probe = results, say, sleep, measure_probe
         self.failed = 0
 
     def run(self) -> int:
@@ -147,7 +151,7 @@ class Session:
         ids = self.tokens[name][: prompt + forced]
         self.say(f"parity probe of {name}")
         try:
-            found = probe.measure(
+            found = self.measure_probe(
                 self.device, bundle, artifact, (f"in/probe-{number}", ids), placement, self.options.timeout
             )
         except DeviceLost:

@@ -43,7 +43,7 @@ class Ratio:
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     """a[i] and b[i] > 0 were measured next to each other. Raises ValueError for unequal lengths or none."""
-    if len(a) != len(b) or not a:
+    if len(a) != len(b) or not len(a):
         raise ValueError(f"paired samples are needed, not {len(a)} and {len(b)}")
     d = np.log(a) - np.log(b)
     n = len(d)

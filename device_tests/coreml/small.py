@@ -34,7 +34,7 @@ def few_layers(checkpoint: Checkpoint, layers: int, folder: Path) -> Path:
     }
     names = {name if name.startswith("lm_head") else f"model.{name}": value for name, value in kept.items()}
     save_file(names, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}), encoding="utf-8")
     if checkpoint.tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer)
     tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)

@@ -40,7 +40,7 @@ from export.coreml.control import Status
 from export.coreml.convert import DECODE
 from export.coreml.storage import ALIGNMENT
 
-TEXT = (Path(__file__).parents[1] / "parity" / "text.txt").read_text()
+TEXT = (Path(__file__).parents[1] / "parity" / "text.txt").read_text(encoding="utf-8")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 TOKENS = 192  # fills the context: every slot of every tier, and 175 tokens past the window
 

@@ -14,7 +14,7 @@ def folder_with(path: Path, **files: str) -> Path:
     for name, content in files.items():
         target = path / name.replace("__", "/").replace("_pte", ".pte")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content)
+        target.write_text(content, encoding="utf-8")
     return path
 
 

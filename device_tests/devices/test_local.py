@@ -21,19 +21,19 @@ def device():
 
 def script(tmp_path: Path, text: str) -> Bundle:
     path = tmp_path / "script"
-    path.write_text("#!/bin/sh\n" + text)
+    path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
     path.chmod(0o755)
     return Bundle({"script": BundleFile.of(path, executable=True)}, ("./script",), "x86_64")
 
 
 def test_run_and_pull(device: LocalDevice, tmp_path: Path) -> None:
     bundle = script(tmp_path, 'cat in/tokens; echo "$1" > out/said; echo note >&2; exit 3\n')
-    (tmp_path / "list").write_text("1 2 3\n")
+    (tmp_path / "list").write_text("1 2 3\n", encoding="utf-8")
     device.push(bundle.with_inputs({"tokens": tmp_path / "list"}))
     done = device.run(bundle, ["a b; $(c)"], 10)
     assert (done.status, done.stdout, done.stderr) == (3, "1 2 3\n", "note\n")
     device.pull("out/said", tmp_path / "said")
-    assert (tmp_path / "said").read_text() == "a b; $(c)\n"
+    assert (tmp_path / "said").read_text(encoding="utf-8") == "a b; $(c)\n"
     with pytest.raises(UserError, match="has no out/other"):
         device.pull("out/other", tmp_path / "other")
 

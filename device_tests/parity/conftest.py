@@ -14,7 +14,7 @@ from adakv_model.runtime.artifact import Artifact, HostModel
 from device_tests.exporting import export_once
 from device_tests.parity.eager import checkpoint_of
 
-TEXT = (Path(__file__).parent / "text.txt").read_text()
+TEXT = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -128,7 +128,9 @@ class Workshop:
             self._run([str(self._peer_python()), *builder])
             shutil.rmtree(folder.with_suffix(".cache"), ignore_errors=True)
 
-        return self._keep("onnxruntime-genai model", "onnx", make, self.model, ONNX_OPTIONS, REQUIREMENTS.read_text())
+        return self._keep(
+            "onnxruntime-genai model", "onnx", make, self.model, ONNX_OPTIONS, REQUIREMENTS.read_text(encoding="utf-8")
+        )
 
     def mnn_folder(self) -> Path:
         source = self.hf_folder()
@@ -144,7 +146,7 @@ class Workshop:
             options = ["--path", str(source), "--export", "mnn", "--dst_path", str(folder), *MNN_OPTIONS]
             self._run([str(self._peer_python()), str(script), *options])
 
-        return self._keep("MNN model", "mnn", make, self.model, MNN_OPTIONS, REQUIREMENTS.read_text())
+        return self._keep("MNN model", "mnn", make, self.model, MNN_OPTIONS, REQUIREMENTS.read_text(encoding="utf-8"))
 
     def stock_program(self, cache: str, context: int) -> Path:
         def make(folder: Path) -> None:

@@ -16,17 +16,17 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import check_prompt, encode_prompt
+from adakv_model.terminal import make_console, print_error, text_column
 from device_tests.coreml.evaluator.program import Precision
 from device_tests.coreml.run import CoreMLModel
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(stderr=True, highlight=False)
+console = make_console()
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def generate(
 
 def answer(artifact: Artifact, prompt: list[int], limit: int, precision: Precision) -> tuple[list[int], Statistics]:
     """Load, generate and measure, with a progress bar whose text is the end of the answer so far."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     stream, text = artifact.codec.stream(), ""
-    with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console, transient=True) as progress:
+    with Progress(*columns, text_column("{task.fields[speed]}"), console=console, transient=True) as progress:
         started = time.perf_counter()
         loading = progress.add_task("load", total=None, speed="")
         model = CoreMLModel(artifact, precision)
@@ -161,7 +161,7 @@ def main(
             torch.set_num_threads(threads)
         new, statistics = answer(opened, ids, max_new_tokens, precision)
     except UserError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        print_error(console, error)
         raise typer.Exit(2) from None
     text = opened.codec.decode(new, skip_special_tokens=True)
     if as_json:

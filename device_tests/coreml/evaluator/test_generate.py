@@ -76,7 +76,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     )
     model = {"bos_token_id": None, "eos_token_ids": [9]}
     manifest = {"format": FORMAT, "program": "counting.mlpackage", "model": model, "kv_cache": plan.to_manifest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return Artifact(folder)
 
 
