@@ -61,6 +61,15 @@ class ExportOptions:
         None, WHAT, "Calibration tables of this checkpoint (adakv calibrate).", shown="the shipped ones"
     )
     out: Path | None = _option(None, WHAT, "Artifact folder, replaced as a whole.", shown="artifacts/MODEL-TARGET")
+    device_bundle: Path | None = _option(
+        None, WHAT, "Also write this folder for `adb push`: runner, libraries, program, hashes (--target android)."
+    )
+    device_runner: Path | None = _option(
+        None,
+        WHAT,
+        "Runner of --device-bundle, a folder that the NDK build installed.",
+        shown="one with its own loader",
+    )
     context: int = _option(DEFAULT_CONTEXT, CACHE, "Tokens the cache can hold, prompt and answer.")
     kv: str = _option("adaptive", CACHE, f"Cache policy: {', '.join(POLICIES)}.", POLICIES)
     kv_bits: float | None = _option(
@@ -172,6 +181,8 @@ class ExportOptions:
             raise UserError(
                 f"a Core ML program has all logits and --features {FEATURES_USED}: drop --logits and --features"
             )
+        if self.device_bundle is not None and self.target == "ios":
+            raise UserError("--device-bundle is for Android phones: use --target android")
         self._check_cache_io()
         self._check_source()
         self.cache.check(self.config)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from adakv_model.terminal import make_console, text_column
 from export import android, ios
+from export.device_bundle import runner_folder, write_device_bundle
 from export.options import ExportOptions
 
 console = make_console()
@@ -20,8 +21,13 @@ def export_model(options: ExportOptions, command: list[str]) -> dict:
     if options.target == "ios":
         with stages(ios.STAGES[options.backend]) as stage:
             return ios.export_ios(ios_options(options), command, stage)
+    if options.device_bundle is not None:
+        runner_folder(options.device_runner)  # fails before the export does its work
     with stages(android.STAGES) as stage:
-        return android.export_android(android_options(options), command, stage)
+        manifest = android.export_android(android_options(options), command, stage)
+    if options.device_bundle is not None:
+        write_device_bundle([options.folder], options.device_bundle, options.device_runner)
+    return manifest
 
 
 def android_options(o: ExportOptions) -> android.AndroidOptions:

@@ -54,6 +54,7 @@ def main(
     quantize: Annotated[str, typer.Option(help=f"Weights: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
     features: Annotated[str, typer.Option(help=f"Of the controller: {', '.join(FEATURE_SETS)}.")] = DEFAULT_FEATURES,
     logits: Annotated[str, typer.Option(help=f"Of a step: {', '.join(LOGITS)}.")] = LOGITS[0],
+    policy: Annotated[str, typer.Option(help="Of the cache, as export.py's --kv.")] = "adaptive",
 ) -> None:
     """Write the artifact."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +64,14 @@ def main(
             checkpoint=Path(folder),
             out=out,
             quantize=quantize,
-            cache=CacheOptions(context=CONTEXT, window=16, chunk=8, kv_bits=6.0, features=features),
+            cache=CacheOptions(
+                context=CONTEXT,
+                window=16,
+                chunk=8,
+                policy=policy,
+                kv_bits=6.0 if policy == "adaptive" else None,
+                features=features,
+            ),
             logits=logits,
         )
         export_android(options, sys.argv, lambda name: nullcontext())

@@ -61,6 +61,11 @@ class Artifact:
     def has_chat_template(self) -> bool:
         return (self.folder / TEMPLATE).is_file()
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Not with random weights."""
+        return (self.folder / TOKENIZER).is_file()
+
     @cached_property
     def codec(self) -> TextCodec:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""

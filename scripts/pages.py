@@ -1,0 +1,28 @@
+"""Sections of the documentation that a command writes: what lies between two marks is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adakv_model.errors import UserError
+
+
+def replace_section(page: Path, name: str, text: str) -> None:
+    """Put text between `<!-- begin NAME -->` and `<!-- end NAME -->` of a page. Raises UserError if it lacks them."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    try:
+        content = page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {page} ({error.strerror}): name an existing page") from error
+    before, found, rest = content.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise UserError(f"{page} has no section {name}: add the lines `{begin}` and `{end}`")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """The first columns are text, the others numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
