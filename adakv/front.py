@@ -12,7 +12,6 @@ from typer.main import get_command
 
 from adakv.commands import COMMANDS
 from adakv_model.command_line import DEBUG, EXIT_MEANING, HELP_NAMES, ending
-from adakv_model.terminal import use_utf8
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in EXIT_MEANING.items()) + "."
 
@@ -57,7 +56,6 @@ def main(
     ] = False,
 ) -> None:
     """Export SmolLM to phones with an adaptive-precision KV cache, and look after what was exported."""
-    use_utf8()
 
 
 def _listed(name: str, text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_error
+from adakv_model.terminal import make_console, print_error, use_utf8
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 DEBUG = "ADAKV_DEBUG"  # environment variable that --debug sets, so that child processes have it too
@@ -79,6 +79,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        use_utf8()
         if debug:
             os.environ[DEBUG] = "1"
         with ending():
