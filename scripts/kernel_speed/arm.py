@@ -90,7 +90,7 @@ def executed(log: Path) -> list[int]:
     """Addresses between the marks of kernel_trace."""
     addresses: list[int] = []
     inside = False
-    with log.open() as lines:
+    with log.open(encoding="utf-8") as lines:
         for line in lines:
             match = EXECUTED.search(line.rstrip())
             if match is None:
@@ -146,7 +146,7 @@ def estimate(widths: list[int], cpus: list[str], build_dir: Path) -> list[Estima
             kind, isa, bits = job
             addresses = trace(tools, program, kind, isa, bits, folder)
             assembly = folder / f"{kind}-{isa}-{bits}.s"
-            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n")
+            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n", encoding="utf-8")
             return [
                 Estimate(
                     kind, isa, bits_name(bits), cpu, len(addresses) / SLOTS, cycles(tools.mca, cpu, assembly) / SLOTS
