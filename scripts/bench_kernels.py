@@ -30,12 +30,11 @@ from kernel_speed import show
 from kernel_speed.arm import CPUS
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines, row_verdicts, timings
-from pages import replace_section
+from pages import replace_section, wide_console
 from peers.measure import cpu_name
 from peers.systems import parse_numbers
 from training import cli
 
-WIDTH = 150  # of a table that goes to a file
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -74,8 +73,7 @@ def main(
     build_dir: Annotated[Path, typer.Option(help="Where the programs are compiled.")] = ROOT / "build",
 ) -> None:
     """Measure, then show and write what was measured."""
-    terminal = Console()
-    console = Console(width=terminal.width if terminal.is_terminal else WIDTH)
+    console = wide_console()
     widths, counts = parse_bits(bits), parse_numbers(threads, "--threads")
     if arm:
         estimate_arm(console, widths, cpus.split(","), json_path, page_path, build_dir)
@@ -99,20 +97,27 @@ def main(
         facts = {"cpu": cpu_name(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "rounds": rounds}
         rows = {"timings": [asdict(t) for t in found], "verdicts": [v.to_json() for v in verdicts]}
         document = facts | {"rooflines": [asdict(line) for line in lines.values()]} | rows
-        json_path.write_text(json.dumps(document, indent=1) + "\n")
+        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if page_path is not None:
         replace_section(page_path, "bench_kernels", show.page(verdicts, found, lines, cpu_name()))
     if plot is not None:
         show.plot(verdicts, lines, plot, f"packed rows, {min(lines)} thread, {cpu_name()}")
 
 
-def estimate_arm(console: Console, widths: list[int], cpus: list[str], json_path: Path | None, build_dir: Path) -> None:
+def estimate_arm(
+    console: Console,
+    widths: list[int],
+    cpus: list[str],
+    json_path: Path | None,
+    page_path: Path | None,
+    build_dir: Path,
+) -> None:
     """What --arm does."""
     found = arm_cores.estimate(widths, cpus, build_dir)
     name = Path(arm_cores.Tools.find().mca).name
     console.print(arm_cores.table(found, cpus, name))
     if json_path is not None:
-        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n")
+        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n", encoding="utf-8")
     if page_path is not None:
         replace_section(page_path, "bench_kernels_arm", arm_cores.page(found, cpus, name))
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from pages import wide_console
 from peers.children import run_child
 from peers.measure import cpu_name
 from training import cli
@@ -81,13 +81,15 @@ def main(
         table.add_column(name, justify="right")
     for artifact, ms in zip(artifacts, samples, strict=True):
         table.add_row(str(artifact.plan.context), f"{min(ms):.3f}", f"{statistics.median(ms):.3f}")
-    console = Console()
+    console = wide_console()
     console.print(table)
     console.print(f"fastest steps: {ratio:.3f} times as long with the larger capacity (limit {limit})")
     if json_path is not None:
         facts = {"cpu": cpu_name(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "threads": threads}
         cells = [{"capacity": a.plan.context, "ms": ms} for a, ms in zip(artifacts, samples, strict=True)]
-        json_path.write_text(json.dumps(facts | {"fill": fill, "ratio": ratio, "cells": cells}, indent=1) + "\n")
+        json_path.write_text(
+            json.dumps(facts | {"fill": fill, "ratio": ratio, "cells": cells}, indent=1) + "\n", encoding="utf-8"
+        )
     if ratio > limit:
         raise typer.Exit(1)
 

@@ -1,11 +1,22 @@
-"""Sections of the documentation that a command writes: what lies between two marks is replaced."""
+"""Where measuring commands print: a terminal, a file, and sections of the documentation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
+
+WIDTH = 150  # of a table that goes to a file
+
+
+def wide_console() -> Console:
+    """On stdout, wide enough for a table where that is no terminal."""
+    console = make_console(stderr=False)
+    return console if console.is_terminal else make_console(stderr=False, width=WIDTH)
 
 
 def replace_section(page: Path, name: str, text: str) -> None:

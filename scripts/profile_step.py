@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from adakv_model.corpus import read_text
 from adakv_model.digest import sha256_of
@@ -37,7 +36,7 @@ from adakv_model.runtime.manifest import TOKENIZER
 from adakv_model.runtime.native import operator_library
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines
-from pages import replace_section
+from pages import replace_section, wide_console
 from peers.children import SCRIPTS, run_child
 from peers.measure import RESULT, cpu_name
 from peers.systems import parse_numbers
@@ -69,7 +68,7 @@ def library_with_symbols(artifact: Artifact) -> Path:
 def start(job: dict[str, Any], folder: Path, prefix: list[str], isa: str | None) -> dict[str, Any]:
     """The result of one step_profile.child. Raises UserError with its last line if it fails."""
     file = folder / "job.json"
-    file.write_text(json.dumps(job))
+    file.write_text(json.dumps(job), encoding="utf-8")
     variables = os.environ | {"PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"} | ({"ADAKV_ISA": isa} if isa else {})
     command = [*prefix, sys.executable, "-m", "step_profile.child", str(file)]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=TIMEOUT)
@@ -171,8 +170,7 @@ def main(
         for count in counts
         for context in lengths
     ]
-    terminal = Console()
-    console = Console(width=terminal.width if terminal.is_terminal else 120)
+    console = wide_console()
     for one in profiles:
         for table in tables(one):
             console.print(table)
@@ -180,7 +178,7 @@ def main(
     if json_path is not None:
         facts = {"command": command, "cpu": cpu, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         document = facts | {"artifact": opened.manifest["command"], "profiles": [p.to_json() for p in profiles]}
-        json_path.write_text(json.dumps(document, indent=1) + "\n")
+        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if page_path is not None:
         cache = opened.manifest["kv_cache"]
         name = (

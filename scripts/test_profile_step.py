@@ -85,16 +85,19 @@ def test_the_limit_is_bytes_by_bandwidth() -> None:
 
 def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n")
+    page.write_text("a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n", encoding="utf-8")
     replace_section(page, "x", markdown_table(["n", "ms"], [["one", "2"]]))
-    assert page.read_text() == "a\n<!-- begin x -->\n| n | ms |\n| --- | ---: |\n| one | 2 |\n<!-- end x -->\nb\n"
+    assert (
+        page.read_text(encoding="utf-8")
+        == "a\n<!-- begin x -->\n| n | ms |\n| --- | ---: |\n| one | 2 |\n<!-- end x -->\nb\n"
+    )
     with pytest.raises(UserError, match="no section y"):
         replace_section(page, "y", "")
 
 
 def test_a_short_profile_adds_up(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "speed.md"
-    page.write_text("<!-- begin profile_step -->\n<!-- end profile_step -->\n")
+    page.write_text("<!-- begin profile_step -->\n<!-- end profile_step -->\n", encoding="utf-8")
     try:
         perf()
         sampling = ["--functions"]
@@ -103,13 +106,13 @@ def test_a_short_profile_adds_up(folder: Path, tmp_path: Path) -> None:
     options = ["--artifact", str(folder), "--contexts", "64", "--threads", "1", "--steps", "4", *sampling]
     done = CliRunner().invoke(profile_step.app, [*options, "--json", str(tmp_path / "p.json"), "--page", str(page)])
     assert done.exit_code == 0, done.output
-    (profile,) = json.loads((tmp_path / "p.json").read_text())["profiles"]
+    (profile,) = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["profiles"]
     assert min(profile["groups"][WEIGHTS], profile["groups"][ATTENTION]) > 0
     assert sum(profile["groups"].values()) == pytest.approx(profile["traced"], rel=1e-6)
     calls = {o["name"]: o["calls"] for o in profile["operators"]}
     assert calls["adakv::attend"] == 2, "one a layer"
     assert sum(profile["parts"].values()) == pytest.approx(1.0 if sampling == ["--functions"] else 0.0)
-    assert WEIGHTS in page.read_text()
+    assert WEIGHTS in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def estimate(widths: list[int], cpus: list[str], build_dir: Path) -> list[Estima
             kind, isa, bits = job
             addresses = trace(tools, program, kind, isa, bits, folder)
             assembly = folder / f"{kind}-{isa}-{bits}.s"
-            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n")
+            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n", encoding="utf-8")
             return [
                 Estimate(
                     kind, isa, bits_name(bits), cpu, len(addresses) / SLOTS, cycles(tools.mca, cpu, assembly) / SLOTS

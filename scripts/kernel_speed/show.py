@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from kernel_speed.summary import COPY_GOAL, CYCLES_GOAL, Roofline, RowVerdict, Timing
 from pages import markdown_table
 
-WORDS = {True: "[green]yes[/green]", False: "[red]no[/red]", None: ""}
+WORDS = {True: Text("yes", "green"), False: Text("no", "red"), None: Text()}
 
 
 def roofline_table(lines: dict[int, Roofline]) -> Table:
@@ -58,7 +59,7 @@ WEIGHT_HEADER = ("set", "weights", "threads", "ms", "median", "GB/s", "of read")
 
 
 def weight_rows(found: list[Timing], lines: dict[int, Roofline]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for t in found:
         if t.kind in ("int4", "table"):
             name = "scalar" if t.isa == "baseline" else t.isa

@@ -46,9 +46,9 @@ class Program:
 
 def perf_switch(job: dict, command: str) -> None:
     """Starts or stops perf's sampling; returns when it has."""
-    with open(job["control"], "w") as pipe:
+    with open(job["control"], "w", encoding="utf-8") as pipe:
         pipe.write(command + "\n")
-    with open(job["acknowledge"]) as pipe:
+    with open(job["acknowledge"], encoding="utf-8") as pipe:
         pipe.readline()
 
 
@@ -73,6 +73,6 @@ def main(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    answer = main(json.loads(Path(sys.argv[1]).read_text()))
+    answer = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     print("\n" + RESULT + json.dumps(answer), flush=True)
     os._exit(0)
