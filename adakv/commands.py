@@ -45,5 +45,5 @@ COMMANDS = (
     Entry("evaluate", "scripts.evaluate", "Perplexity or accuracy of a cache policy or an artifact."),
     Entry("calibrate", "scripts.calibrate", "Make the calibration tables of a checkpoint."),
     Entry("train", "scripts.train_controller", "Train the controller inside calibration tables."),
-    Entry("bench", "scripts.bench_peers", "Decode and prefill time beside other systems."),
+    Entry("bench", "device_tests.bench.cli", "Speed of artifacts on a phone, an emulator or this machine."),
 )
