@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,7 +290,7 @@ def test_impossible_options_are_refused_with_a_remedy(options: CacheOptions, mes
 
 
 @pytest.mark.parametrize("changes", [{"chunk": 0}, {"chunk": 9}, {"capacities": (4, 4)}, {"capacities": (7,)}])
-def test_an_inconsistent_plan_cannot_be_built(changes: dict) -> None:
+def test_an_inconsistent_plan_cannot_be_built(changes: dict[str, Any]) -> None:
     plan = hand_plan()
     with pytest.raises(ValueError, match="must"):
         replace(plan, **changes)
