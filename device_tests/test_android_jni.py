@@ -31,7 +31,7 @@ target_link_libraries(executorch_jni -Wl,--whole-archive ${EXECUTORCH_JNI_CUSTOM
 
 
 def configure(source: Path, build: Path) -> subprocess.CompletedProcess[str]:
-    words = ["cmake", "-S", JNI, "-B", build, f"-DEXECUTORCH_SOURCE={source}"]
+    words = ["cmake", "-S", str(JNI), "-B", str(build), f"-DEXECUTORCH_SOURCE={source}"]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
