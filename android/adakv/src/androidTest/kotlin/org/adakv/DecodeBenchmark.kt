@@ -34,7 +34,7 @@ class DecodeBenchmark {
                 val times = model.benchmark(test, tokens)
                 assertEquals(test.tg, times.decodeNs.size)
                 val platform = "Android ${Build.VERSION.RELEASE}, ${Build.MANUFACTURER} ${Build.MODEL}"
-                output().appendText("${report(test, times, loadNs, loaded, memory(), model, platform)}\n")
+                output().appendText("${report(test, times, start, loadNs, loaded, memory(), model, platform)}\n")
             }
         }
     }
