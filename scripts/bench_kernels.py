@@ -1,7 +1,7 @@
 """Time of single kernels: packed rows of every width and weight products, beside the memory's bandwidth.
 
 in:  nothing; a C++ compiler and CMake
-out: tables on the terminal, --json with every figure, --plot
+out: tables on the terminal, --json with every figure, --plot, --page: a section of docs/speed.md
 
     python scripts/bench_kernels.py --json kernels.json --plot kernels.png
     python scripts/bench_kernels.py --isa avx2 --slots 4096 --threads 1 --rounds 5       # seconds
@@ -30,11 +30,11 @@ from kernel_speed import show
 from kernel_speed.arm import CPUS
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines, row_verdicts, timings
+from pages import replace_section, wide_console
 from peers.measure import cpu_name
 from peers.systems import parse_numbers
 from training import cli
 
-WIDTH = 150  # of a table that goes to a file
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -67,16 +67,16 @@ def main(
     weights: Annotated[bool, typer.Option(help="Weight products too.")] = True,
     json_path: Annotated[Path | None, typer.Option("--json", help="All figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG: cycles and bandwidth against context.")] = None,
+    page_path: Annotated[Path | None, typer.Option("--page", help="Page whose section is rewritten.")] = None,
     arm: Annotated[bool, typer.Option("--arm", help="Estimate cycles on Arm cores instead.")] = False,
     cpus: Annotated[str, typer.Option(help="Cores of --arm, by their names in LLVM.")] = ",".join(CPUS),
     build_dir: Annotated[Path, typer.Option(help="Where the programs are compiled.")] = ROOT / "build",
 ) -> None:
     """Measure, then show and write what was measured."""
-    terminal = Console()
-    console = Console(width=terminal.width if terminal.is_terminal else WIDTH)
+    console = wide_console()
     widths, counts = parse_bits(bits), parse_numbers(threads, "--threads")
     if arm:
-        estimate_arm(console, widths, cpus.split(","), json_path, build_dir)
+        estimate_arm(console, widths, cpus.split(","), json_path, page_path, build_dir)
         return
     lengths = parse_numbers(slots, "--slots")
     if any(n % 16 or not 16 <= n <= 65536 for n in lengths):
@@ -97,18 +97,29 @@ def main(
         facts = {"cpu": cpu_name(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "rounds": rounds}
         rows = {"timings": [asdict(t) for t in found], "verdicts": [v.to_json() for v in verdicts]}
         document = facts | {"rooflines": [asdict(line) for line in lines.values()]} | rows
-        json_path.write_text(json.dumps(document, indent=1) + "\n")
+        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if page_path is not None:
+        replace_section(page_path, "bench_kernels", show.page(verdicts, found, lines, cpu_name()))
     if plot is not None:
         show.plot(verdicts, lines, plot, f"packed rows, {min(lines)} thread, {cpu_name()}")
 
 
-def estimate_arm(console: Console, widths: list[int], cpus: list[str], json_path: Path | None, build_dir: Path) -> None:
+def estimate_arm(
+    console: Console,
+    widths: list[int],
+    cpus: list[str],
+    json_path: Path | None,
+    page_path: Path | None,
+    build_dir: Path,
+) -> None:
     """What --arm does."""
     found = arm_cores.estimate(widths, cpus, build_dir)
     name = Path(arm_cores.Tools.find().mca).name
     console.print(arm_cores.table(found, cpus, name))
     if json_path is not None:
-        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n")
+        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n", encoding="utf-8")
+    if page_path is not None:
+        replace_section(page_path, "bench_kernels_arm", arm_cores.page(found, cpus, name))
 
 
 if __name__ == "__main__":

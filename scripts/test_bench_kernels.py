@@ -87,7 +87,7 @@ def test_a_short_run_measures_what_it_was_asked_for(tmp_path: Path) -> None:
     paths = ["--json", str(tmp_path / "k.json"), "--plot", str(tmp_path / "k.png")]
     done = CliRunner().invoke(bench_kernels.app, [*options, *paths])
     assert done.exit_code == 0, done.output
-    result = json.loads((tmp_path / "k.json").read_text())
+    result = json.loads((tmp_path / "k.json").read_text(encoding="utf-8"))
     assert {t["kind"] for t in result["timings"]} == {"score", "sum", "softmax"}
     assert {(v["isa"], v["bits"]) for v in result["verdicts"]} >= {("scalar", b) for b in ("3", "8", "4/3/2/2")}
     assert all(t["ns_min"] > 0 for t in result["timings"])
@@ -104,9 +104,11 @@ def test_what_ran_between_the_marks_is_read_from_the_log(tmp_path: Path) -> None
     names = [(0x400, "main"), (0x500, "trace_begin"), (0x600, "kernel"), (0x604, ""), (0x700, "trace_end")]
     names += [(0x404, "main")]
     log = tmp_path / "log"
-    log.write_text("".join(f"Trace 0: 0x7f [00000001/{a:016x}/00000001/00000201] {n}\n" for a, n in names))
+    log.write_text(
+        "".join(f"Trace 0: 0x7f [00000001/{a:016x}/00000001/00000201] {n}\n" for a, n in names), encoding="utf-8"
+    )
     assert arm.executed(log) == [0x500, 0x600, 0x604]
-    log.write_text("")
+    log.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="no kernel call"):
         arm.executed(log)
 
@@ -120,7 +122,7 @@ def test_a_little_core_takes_more_cycles_than_a_large_one(tmp_path: Path) -> Non
     done = CliRunner().invoke(bench_kernels.app, options)
     assert done.exit_code == 0, done.output
     assert "ESTIMATE" in done.output
-    result = json.loads((tmp_path / "arm.json").read_text())
+    result = json.loads((tmp_path / "arm.json").read_text(encoding="utf-8"))
     assert result["measured"] is False
     cycles = {(r["kind"], r["isa"], r["cpu"]): r["cycles"] for r in result["rows"]}
     assert ("score", "i8mm", "cortex-a55") not in cycles  # which has no such instructions

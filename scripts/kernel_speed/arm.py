@@ -21,6 +21,7 @@ from rich.table import Table
 from adakv_model.errors import UserError
 from kernel_speed.program import TOOLCHAIN, build, require
 from kernel_speed.summary import bits_name
+from pages import markdown_table
 
 SLOTS = 512  # of a traced call; kPartRows of the kernels
 CPUS = ("cortex-x4", "neoverse-n2", "cortex-a510", "cortex-a55")  # two large cores, two little ones
@@ -28,6 +29,7 @@ SETS = ("neon", "dotprod", "i8mm")
 OTHERS = {"int8": "int8 rows, loop shape of XNNPACK's 3x16c4 dot", "fp16": "fp16 rows, float arithmetic"}
 WITHOUT_I8MM = ("cortex-a55", "cortex-a75", "cortex-a76", "cortex-a78", "cortex-x1", "neoverse-n1")
 OLDEST_MCA, NEWEST_MCA = 18, 30  # from 18 on there is a model of Cortex-A510
+HEADER = ("rows", "set", "instructions")
 INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
 EXECUTED = re.compile(r"/([0-9a-f]{16})/.*\] ?(\S*)$")
 CYCLES = re.compile(r"^Total Cycles:\s+(\d+)", re.MULTILINE)
@@ -88,7 +90,7 @@ def executed(log: Path) -> list[int]:
     """Addresses between the marks of kernel_trace."""
     addresses: list[int] = []
     inside = False
-    with log.open() as lines:
+    with log.open(encoding="utf-8") as lines:
         for line in lines:
             match = EXECUTED.search(line.rstrip())
             if match is None:
@@ -144,7 +146,7 @@ def estimate(widths: list[int], cpus: list[str], build_dir: Path) -> list[Estima
             kind, isa, bits = job
             addresses = trace(tools, program, kind, isa, bits, folder)
             assembly = folder / f"{kind}-{isa}-{bits}.s"
-            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n")
+            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n", encoding="utf-8")
             return [
                 Estimate(
                     kind, isa, bits_name(bits), cpu, len(addresses) / SLOTS, cycles(tools.mca, cpu, assembly) / SLOTS
@@ -156,23 +158,38 @@ def estimate(widths: list[int], cpus: list[str], build_dir: Path) -> list[Estima
         return [one for found in pool.map(estimates, jobs) for one in found]
 
 
-def table(found: list[Estimate], cpus: list[str], mca: str) -> Table:
-    """Cycles of K scores + V sums by width; banded K rows stand alone."""
-    title = f"ESTIMATE ({mca}), not measured: cycles a (slot, kv head) pair, three query heads, K scores + V sums"
-    shown = Table(title=title, title_justify="left")
-    for column in ("rows", "set", "instructions", *cpus):
-        shown.add_column(column, justify="left" if column in ("rows", "set") else "right", no_wrap=True)
+def table_rows(found: list[Estimate], cpus: list[str]) -> list[tuple[str, ...]]:
+    """Rows, set, instructions, then cycles by core, K scores + V sums; banded K rows stand alone."""
     by_key = {(e.kind, e.isa, e.bits, e.cpu): e for e in found}
+    rows = []
     for isa, bits in dict.fromkeys((e.isa, e.bits) for e in found):
         pairs = {cpu: [by_key.get((kind, isa, bits, cpu)) for kind in ("score", "sum")] for cpu in cpus}
         counted = next(p for p in pairs.values() if p[0] is not None)
-        shown.add_row(
-            OTHERS.get(isa, f"{bits} bits"),
-            {"int8": "dotprod", "fp16": "neon"}.get(isa, isa),
-            " + ".join(f"{e.instructions:.1f}" for e in counted if e),
-            *(" + ".join(f"{e.cycles:.1f}" for e in pairs[cpu] if e) for cpu in cpus),
+        rows.append(
+            (
+                OTHERS.get(isa, f"{bits} bits"),
+                {"int8": "dotprod", "fp16": "neon"}.get(isa, isa),
+                " + ".join(f"{e.instructions:.0f}" for e in counted if e),
+                *(" + ".join(f"{e.cycles:.1f}" for e in pairs[cpu] if e) for cpu in cpus),
+            )
         )
+    return rows
+
+
+def table(found: list[Estimate], cpus: list[str], mca: str) -> Table:
+    title = f"ESTIMATE ({mca}), not measured: cycles a (slot, kv head) pair, three query heads, K scores + V sums"
+    shown = Table(title=title, title_justify="left")
+    for column in (*HEADER, *cpus):
+        shown.add_column(column, justify="left" if column in HEADER[:2] else "right", no_wrap=True)
+    for row in table_rows(found, cpus):
+        shown.add_row(*row)
     return shown
+
+
+def page(found: list[Estimate], cpus: list[str], mca: str) -> str:
+    """Markdown."""
+    head = f"**Estimate ({mca}), not measured**: cycles a (slot, kv head) pair, three query heads, K scores + V sums."
+    return head + "\n\n" + markdown_table((*HEADER, *cpus), table_rows(found, cpus), 2)
 
 
 def to_json(found: list[Estimate], mca: str) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from kernel_speed.summary import COPY_GOAL, CYCLES_GOAL, Roofline, RowVerdict, Timing
+from pages import markdown_table
 
-WORDS = {True: "[green]yes[/green]", False: "[red]no[/red]", None: ""}
+WORDS = {True: Text("yes", "green"), False: Text("no", "red"), None: Text()}
 
 
 def roofline_table(lines: dict[int, Roofline]) -> Table:
@@ -53,19 +55,62 @@ def row_table(verdicts: list[RowVerdict]) -> Table:
     return shown
 
 
-def weight_table(found: list[Timing], lines: dict[int, Roofline]) -> Table:
-    title = "Weight products of one token, SmolLM2-135M: 120 layers of 4 bits, and the 6-bit table as output layer"
-    shown = Table(title=title, title_justify="left")
-    for name in ("set", "threads", "weights", "ms", "median", "GB/s", "of read"):
-        shown.add_column(name, justify="left" if name in ("set", "weights") else "right", no_wrap=True)
+WEIGHT_HEADER = ("set", "weights", "threads", "ms", "median", "GB/s", "of read")
+
+
+def weight_rows(found: list[Timing], lines: dict[int, Roofline]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for t in found:
         if t.kind in ("int4", "table"):
             name = "scalar" if t.isa == "baseline" else t.isa
             part = {"int4": "4-bit layers" + (" (one of 30)" if t.isa == "baseline" else ""), "table": "table"}[t.kind]
-            share = f"{t.gb_s / lines[t.threads].read:.2f}"
-            milliseconds = (f"{1e-6 * t.ns_min:.2f}", f"{1e-6 * t.ns_median:.2f}")
-            shown.add_row(name, str(t.threads), part, *milliseconds, f"{t.gb_s:.1f}", share)
+            numbers = (f"{1e-6 * t.ns_min:.2f}", f"{1e-6 * t.ns_median:.2f}", f"{t.gb_s:.1f}")
+            rows.append((name, part, str(t.threads), *numbers, f"{t.gb_s / lines[t.threads].read:.2f}"))
+    return rows
+
+
+def weight_table(found: list[Timing], lines: dict[int, Roofline]) -> Table:
+    title = "Weight products of one token, SmolLM2-135M: 120 layers of 4 bits, and the 6-bit table as output layer"
+    shown = Table(title=title, title_justify="left")
+    for name in WEIGHT_HEADER:
+        shown.add_column(name, justify="left" if name in ("set", "weights") else "right", no_wrap=True)
+    for row in weight_rows(found, lines):
+        shown.add_row(*row)
     return shown
+
+
+def page(verdicts: list[RowVerdict], found: list[Timing], lines: dict[int, Roofline], cpu: str) -> str:
+    """Markdown: rows at the context nearest to 4,096 with the fewest threads, and the weight products."""
+    slots, threads = min((abs(v.slots - 4096), v.slots) for v in verdicts)[1], min(lines)
+    memory = ", ".join(
+        f"{line.read:.1f} GB/s read and {line.copy:.1f} copied (read and written) with {line.threads}"
+        f" thread{'s' if line.threads > 1 else ''}"
+        for line in lines.values()
+    )
+    header = ("set", "bits", "K cycles", "V cycles", "K + V", "ns", "GB/s", "of copy", "goal")
+    rows = [
+        (
+            *(v.isa, v.bits),
+            f"{v.score.cycles:.1f} ({v.score_in_cache.cycles:.1f})",
+            f"{v.sum.cycles:.1f} ({v.sum_in_cache.cycles:.1f})",
+            f"{v.cycles:.1f}",
+            f"{v.score.ns_min + v.sum.ns_min:.2f}",
+            *(f"{v.gb_s:.1f}", f"{v.of_copy:.2f}"),
+            {True: "yes", False: "no", None: ""}[v.reached],
+        )
+        for v in verdicts
+        if v.slots == slots and v.threads == threads
+    ]
+    softmax = [f"{t.isa} {t.cycles:.1f}" for t in found if (t.kind, t.slots, t.threads) == ("softmax", slots, threads)]
+    parts = [
+        f"{cpu}; {lines[threads].clock_ghz:.2f} GHz; {memory}.",
+        f"{slots} slots, {threads} thread{'s' if threads > 1 else ''}; in brackets: rows that stay in a core's cache.",
+        markdown_table(header, rows, 2),
+        f"Softmax between the two, cycles: {', '.join(softmax)}.",
+    ]
+    if weights := weight_rows(found, lines):
+        parts.append(markdown_table(WEIGHT_HEADER, weights, 2))
+    return "\n\n".join(parts)
 
 
 def plot(verdicts: list[RowVerdict], lines: dict[int, Roofline], path: Path, title: str) -> None:
