@@ -46,6 +46,21 @@ def test_the_runner_knows_the_words_of_the_schema() -> None:
     assert [word for word in sorted(words) if f'"{word}"' not in source] == []
 
 
+@pytest.mark.parametrize(
+    ("path", "opening"),
+    [
+        ("ios/Tests/AdaKVCoreTests/MeasuringTests.swift", "Set(fields.keys),"),
+        ("android/adakv/src/test/kotlin/org/adakv/CoreTest.kt", "setOf("),
+    ],
+)
+def test_reports_of_apps_have_the_fields_of_the_schema(path: str, opening: str) -> None:
+    """The apps' own tests hold their reports to a list of fields; here the list is held to docs/bench-schema.md."""
+    table = SCHEMA.read_text(encoding="utf-8").partition("The object of `--bench`")[2].partition("\n\n`--force`")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    listed = (ROOT / path).read_text(encoding="utf-8").partition(opening)[2].partition(")")[0]
+    assert set(re.findall(r'"(\w+)"', listed)) == {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
 @pytest.mark.skipif(shutil.which("swift") is None, reason="no Swift compiler here")
 def test_the_core_passes_its_own_tests() -> None:
     done = subprocess.run(

@@ -32,9 +32,8 @@ def main(folder: Path, words: list[str]) -> int:
     if "app" in answer:
         launch(folder / "container", words, answer["app"])
     if "--json-output" in words and not status:
-        Path(words[words.index("--json-output") + 1]).write_text(
-            json.dumps({"result": answer.get("result", {})}), encoding="utf-8"
-        )
+        result = json.dumps({"result": answer.get("result", {})})
+        Path(words[words.index("--json-output") + 1]).write_text(result, encoding="utf-8")
     sys.stdout.write(answer.get("stdout", ""))
     sys.stderr.write(answer.get("stderr", "no such file\n" if status else ""))
     return status
