@@ -11,6 +11,7 @@ from adakv_model.config import DEFAULT_MODEL, get_model
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--artifact", help="device_tests: test this artifact folder instead of exporting some")
+    parser.addoption("--device", help="device_tests/parity: only the tests of a device: host, qemu, adb:SERIAL, ...")
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,13 @@ VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transfor
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` (replacing an earlier artifact) if the block succeeds.
+def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
+    """A temporary folder that becomes `target` (replacing an earlier one of its kind) if the block succeeds.
 
-    Raises UserError if the place cannot be written, the disk fills up, or `target` holds something else.
+    mark: the file by which such a folder is known. Raises UserError if the place cannot be written, the disk fills up,
+    or `target` holds something else.
     """
-    _check_replaceable(target)
+    _check_replaceable(target, mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -46,10 +47,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
+def _check_replaceable(target: Path, mark: str) -> None:
     if target.is_dir():
-        if any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise UserError(f"{target} is not empty and not an artifact: choose another --out")
+        if any(target.iterdir()) and not (target / mark).is_file():
+            kind = "an artifact" if mark == MANIFEST else f"a folder with {mark}"
+            raise UserError(f"{target} is not empty and not {kind}: choose another --out")
     elif target.exists():
         raise UserError(f"{target} is a file: choose a folder for --out")
 

@@ -24,6 +24,7 @@ from export.coreml.convert import TARGETS as DEPLOYMENT_TARGETS
 from export.coreml.report import core_ml_cache, print_report
 from export.coreml.storage import FP16, STORAGES
 from export.coreml.weights import WEIGHTS
+from export.device_bundle import runner_folder, write_device_bundle
 from export.weights import DEFAULT_RECIPE, EMBEDDINGS, RECIPES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -196,6 +197,19 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Artifact folder, replaced as a whole. [default: artifacts/MODEL-TARGET]")
     ] = None,
+    device_bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write this folder for `adb push`: runner, libraries, program, hashes (--target android)."
+        ),
+    ] = None,
+    device_runner: Annotated[
+        Path | None,
+        typer.Option(
+            help="Runner of --device-bundle, a folder that the NDK build installed. [default: one with its own loader]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest to standard output.")] = False,
 ) -> None:
     """Export SmolLM with an adaptive-precision KV cache for a phone.
@@ -222,6 +236,10 @@ def main(
         ):
             if value is not None and value not in allowed:
                 raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
+        if device_bundle is not None and target == "ios":
+            raise UserError("--device-bundle is for Android phones: use --target android")
+        if device_bundle is not None:
+            runner_folder(device_runner)  # fails before the export does its work
         out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
         if features is not None and kv != "adaptive":
             raise UserError(f"--features is what --kv adaptive decides by; --kv {kv} decides nothing: drop it")
@@ -242,6 +260,8 @@ def main(
             options = android.AndroidOptions(*source, quantize, embedding, cache, logits=logits)
             with stages(android.STAGES) as stage:
                 manifest = android.export_android(options, sys.argv, stage)
+        if device_bundle is not None:
+            write_device_bundle([out], device_bundle, device_runner)
     except UserError as error:
         print_error(console, error)
         raise typer.Exit(2) from None

@@ -10,6 +10,7 @@ from gguf import GGUFReader, quants
 from gguf.gguf_reader import ReaderTensor
 
 from adakv_model.checkpoints.hf import sha256_of
+from adakv_model.checkpoints.tokenizer import with_edges
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
@@ -30,6 +31,36 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Tokens at which llama.cpp ends a text: end of text, of turn, of message.
+_ENDS = ("eos", "eot", "eom")
+_UNKNOWN = object()
+_SCALING = ("rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear")
+# Keys below `llama.`: values at which the key changes nothing, or None where it is read elsewhere or is mere
+# information. Keys of rope and attention that are not here are refused.
+_NEUTRAL: dict[str, tuple[Any, ...] | None] = {
+    "rope.freq_base": None,
+    "rope.dimension_count": None,
+    "rope.scaling.type": None,
+    "rope.scaling.finetuned": None,
+    "rope.scaling.original_context_length": None,
+    **dict.fromkeys(_SCALING, (0.0, 1.0)),
+    "attention.head_count": None,
+    "attention.head_count_kv": None,
+    "attention.key_length": None,
+    "attention.value_length": None,
+    "attention.layer_norm_rms_epsilon": None,
+    "attention.layer_norm_epsilon": None,
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attention.scale": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "expert_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+}
 # llama.cpp's token types (enum llama_token_type).
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -43,8 +74,10 @@ def read_gguf(path: Path, *, name: str, source: dict[str, Any], dtype: torch.dty
     metadata = Metadata(reader)
     config = gguf_config(metadata, has_output="output.weight" in {tensor.name for tensor in reader.tensors})
     stored = {hf_name(tensor.name): _stored(tensor, config) for tensor in reader.tensors}
-    if "rope_freqs.weight" in stored:
-        raise UserError(f"unsupported rope_freqs in {path.name}: only plain RoPE is exported")
+    # rope_freqs.weight, rope_factors_long.weight and rope_factors_short.weight scale the frequencies.
+    scaled = next((name for name in stored if name.split(".")[-2:-1] and "rope_f" in name), None)
+    if scaled is not None:
+        raise UserError(f"unsupported {scaled.removesuffix('.weight')} in {path.name}: only plain RoPE is exported")
     return Checkpoint(
         config=config,
         weights=read_weights(config, stored, path.name, dtype),
@@ -52,6 +85,7 @@ def read_gguf(path: Path, *, name: str, source: dict[str, Any], dtype: torch.dty
         chat_template=metadata.get("tokenizer.chat_template"),
         name=name,
         source={**source, "sha256": sha256_of(path)},
+        special_tokens=gguf_special_tokens(metadata),
     )
 
 
@@ -77,6 +111,10 @@ class Metadata:
         field = self._fields.get(key)
         return default if field is None else field.contents()
 
+    def keys_below(self, prefix: str) -> list[str]:
+        """Names of the keys that begin with `prefix`, without it."""
+        return [key.removeprefix(prefix) for key in self._fields if key.startswith(prefix)]
+
     def require(self, key: str) -> Any:
         """Raises UserError where the key is missing."""
         if key not in self._fields:
@@ -92,9 +130,7 @@ def gguf_config(metadata: Metadata, *, has_output: bool) -> LlamaConfig:
     architecture = metadata.require("general.architecture")
     if architecture != "llama":
         raise UserError(f"unsupported architecture '{architecture}': pass a SmolLM or SmolLM2 (llama)")
-    if metadata.get("llama.expert_count", 0):
-        raise UserError("unsupported llama.expert_count: mixtures of experts are not exported")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
+    _refuse_unsupported(metadata)
     hf = {
         "vocab_size": metadata.get("llama.vocab_size") or len(metadata.require("tokenizer.ggml.tokens")),
         "hidden_size": metadata.require("llama.embedding_length"),
@@ -104,18 +140,35 @@ def gguf_config(metadata: Metadata, *, has_output: bool) -> LlamaConfig:
         "num_key_value_heads": metadata.get("llama.attention.head_count_kv"),
         "head_dim": metadata.get("llama.attention.key_length"),
         "rope_theta": _float32_decimal(metadata.get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
+        "rope_scaling": None,
         "rms_norm_eps": _float32_decimal(metadata.require("llama.attention.layer_norm_rms_epsilon")),
         "max_position_embeddings": metadata.require("llama.context_length"),
         "tie_word_embeddings": not has_output,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS],
     }
     config = LlamaConfig.from_hf(hf)
-    rotated = metadata.get("llama.rope.dimension_count", config.head_dim)
-    if rotated != config.head_dim:
-        raise UserError(f"unsupported rope.dimension_count {rotated} of head_dim {config.head_dim}: pass a SmolLM")
+    for key in ("rope.dimension_count", "attention.value_length"):
+        width = metadata.get(f"llama.{key}", config.head_dim)
+        if width != config.head_dim:
+            raise UserError(f"unsupported {key} {width} of head_dim {config.head_dim}: pass a SmolLM")
     return config
+
+
+def _refuse_unsupported(metadata: Metadata) -> None:
+    """Raises UserError for any key that changes attention, RoPE or a scale and that the graph does not have."""
+    kind = metadata.get("llama.rope.scaling.type")
+    if kind not in (None, "none"):
+        raise UserError(f"unsupported rope_scaling '{kind}': only plain RoPE is exported; choose another model")
+    # llama.cpp takes a factor without a type as linear scaling.
+    neutral = _NEUTRAL | ({} if kind is None else dict.fromkeys(_SCALING))
+    for key in metadata.keys_below("llama."):
+        known = neutral.get(key, _UNKNOWN)
+        if known is None or (known is _UNKNOWN and not key.startswith(("rope.", "attention."))):
+            continue
+        value = metadata.get(f"llama.{key}")
+        if known is _UNKNOWN or value not in known:
+            raise UserError(f"unsupported llama.{key} = {value!r}: the graph has no such feature; choose another model")
 
 
 def hf_name(name: str) -> str:
@@ -143,7 +196,8 @@ def unpermute_rope(weight: np.ndarray, n_heads: int) -> np.ndarray:
 
 
 def gguf_tokenizer(metadata: Metadata) -> bytes | None:
-    """The vocabulary as the content of a tokenizer.json, or None where the file has none.
+    """The vocabulary as the content of a tokenizer.json, or None where the file has none. With the BOS and EOS that
+    `add_bos_token` and `add_eos_token` ask for.
 
     Raises UserError for anything but byte-level BPE with the pre-tokenizer of SmolLM or GPT-2.
     """
@@ -166,7 +220,21 @@ def gguf_tokenizer(metadata: Metadata) -> bytes | None:
         "decoder": _byte_level(add_prefix_space=True),
         "model": _bpe(tokens, metadata.require("tokenizer.ggml.merges")),
     }
-    return json.dumps(content, ensure_ascii=False).encode()
+    tokenizer_json = json.dumps(content, ensure_ascii=False).encode()
+    named = gguf_special_tokens(metadata)
+    bos, eos = (
+        named.get(f"{name}_token") if metadata.get(f"tokenizer.ggml.add_{name}_token") else None
+        for name in ("bos", "eos")
+    )
+    return with_edges(tokenizer_json, bos, eos) if bos or eos else tokenizer_json
+
+
+def gguf_special_tokens(metadata: Metadata) -> dict[str, str]:
+    """`bos_token`, `eos_token`, ... -> text, as transformers names them."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: tokens[index] for name, index in ids.items() if tokens and index is not None and index < len(tokens)}
 
 
 def _float32_decimal(value: float) -> float:

@@ -1,13 +1,14 @@
 """Reads a Hugging Face checkpoint folder: config.json, safetensors (also sharded), tokenizer, template."""
 
 import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from adakv_model.checkpoints.tokenizer import read_config, read_object, read_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
@@ -55,37 +56,53 @@ def _read(folder: Path, name: str, source: dict[str, Any], dtype: torch.dtype) -
         gguf = sorted(folder.glob("*.gguf"))
         hint = f"pass {gguf[0]} itself" if gguf else "pass a folder with config.json and model.safetensors"
         raise UserError(f"{folder} has no config.json: {hint}")
-    config = LlamaConfig.from_hf(_json_object(folder / "config.json"))
-    files = _weight_files(folder)
+    config = LlamaConfig.from_hf(_with_stop_ids(read_object(folder / "config.json"), folder))
+    notes: list[str] = []
+    files = _weight_files(folder, notes)
     stored: dict[str, StoredTensor] = {}
     for file in files:
         stored |= _open_safetensors(file)
+    config = _untied_if_different(config, stored, notes)
     weights = read_weights(config, stored, folder.name, dtype)
+    tokenizer_config = read_config(folder)
+    tokenizer, special = read_tokenizer(folder, tokenizer_config)
     return Checkpoint(
         config=config,
         weights=weights,
-        tokenizer=_tokenizer(folder),
-        chat_template=_chat_template(folder),
+        tokenizer=tokenizer,
+        chat_template=_chat_template(folder, tokenizer_config),
         name=name,
         source={**source, "sha256": weights_digest(files)},
+        special_tokens=special,
+        notes=notes,
     )
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object: download it again")
-    return value
+def _with_stop_ids(hf: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """config.json with the stop ids of generation_config.json, which are those that transformers' generate uses."""
+    stops = read_object(folder / "generation_config.json").get("eos_token_id")
+    return hf if stops is None else {**hf, "eos_token_id": stops}
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _untied_if_different(config: LlamaConfig, stored: dict[str, StoredTensor], notes: list[str]) -> LlamaConfig:
+    """Keeps an output layer that the file holds although the configuration ties it, as transformers does."""
+    embedding, head = stored.get("embed_tokens.weight"), stored.get("lm_head.weight")
+    if not config.tie_word_embeddings or embedding is None or head is None or embedding.shape != head.shape:
+        return config
+    if torch.equal(embedding.read(), head.read()):
+        return config
+    notes.append("tie_word_embeddings is true, but the file holds another lm_head.weight: both are used, untied")
+    return replace(config, tie_word_embeddings=False)
+
+
+def _weight_files(folder: Path, notes: list[str]) -> list[Path]:
+    # A single file comes before an index beside it, as in transformers.
+    if (folder / _SINGLE).is_file():
+        if (folder / _INDEX).is_file():
+            notes.append(f"read {_SINGLE}; {_INDEX} and its shards are left unread")
+        return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
         return _shards(folder)
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise UserError(
             f"{folder} holds pickled PyTorch weights, which may run code when read: "
@@ -95,7 +112,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    weight_map = _json_object(folder / _INDEX).get("weight_map")
+    weight_map = read_object(folder / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / _INDEX} has no weight_map: download it again")
     names = sorted(set(map(str, weight_map.values())))
@@ -127,21 +144,15 @@ def _stored(file: Any, key: str, shape: tuple[int, ...]) -> StoredTensor:
     return StoredTensor(shape, lambda: file.get_tensor(key))
 
 
-def _tokenizer(folder: Path) -> bytes | None:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    _json_object(path)
-    return path.read_bytes()
-
-
-def _chat_template(folder: Path) -> str | None:
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """transformers 5 writes chat_template.jinja; 4 wrote a string or named templates into the config."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    template = _json_object(config).get("chat_template") if config.is_file() else None
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{jinja} is not UTF-8 text: download it again") from error
+    template = config.get("chat_template")
     if isinstance(template, list):
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from adakv_model.checkpoints.gguf import Metadata, gguf_tokenizer, open_gguf, read_gguf
+from adakv_model.checkpoints.gguf import Metadata, gguf_special_tokens, gguf_tokenizer, open_gguf, read_gguf
 from adakv_model.checkpoints.hf import read_hf_folder
 from adakv_model.checkpoints.sources import (
     cached_bundled_file,
@@ -88,7 +88,7 @@ def _from_hub(hub_id: str, dtype: torch.dtype, *, registered: bool = False) -> C
 
 
 def _random(spec: ModelSpec, seed: int, cache: Path, dtype: torch.dtype) -> Checkpoint:
-    tokenizer, template = _cached_default_tokenizer(spec, cache)
+    tokenizer, template, special = _cached_default_tokenizer(spec, cache)
     return Checkpoint(
         config=spec.config,
         weights=draw_weights(spec.config, seed, dtype),
@@ -97,15 +97,16 @@ def _random(spec: ModelSpec, seed: int, cache: Path, dtype: torch.dtype) -> Chec
         name=spec.name,
         source={"kind": "random", "model": spec.name, "seed": seed},
         random=True,
+        special_tokens=special,
     )
 
 
-def _cached_default_tokenizer(spec: ModelSpec, cache: Path) -> tuple[bytes | None, str | None]:
+def _cached_default_tokenizer(spec: ModelSpec, cache: Path) -> tuple[bytes | None, str | None, dict[str, str] | None]:
     default = MODELS[DEFAULT_MODEL]
     if default.bundled is None or default.config.vocab_size != spec.config.vocab_size:
-        return None, None
+        return None, None, None
     file = cached_bundled_file(default.bundled, cache)
     if file is None:
-        return None, None
+        return None, None, None
     metadata = Metadata(open_gguf(file))
-    return gguf_tokenizer(metadata), metadata.get("tokenizer.chat_template")
+    return gguf_tokenizer(metadata), metadata.get("tokenizer.chat_template"), gguf_special_tokens(metadata)

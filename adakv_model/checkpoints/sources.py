@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 PipRunner = Callable[[list[str]], None]
 SnapshotDownloader = Callable[..., str]
 
-_HUB_FILES = ["config.json", "*.safetensors*", "tokenizer*.json", "chat_template.jinja"]
+# tokenizer*: also tokenizer_config.json and tokenizer.model; the rest of the names are of older tokenizers.
+_HUB_FILES = ["config.json", "generation_config.json", "*.safetensors*", "tokenizer*", "chat_template.jinja"]
+_HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"]
 _OFFLINE_REMEDY = "pass --checkpoint FOLDER with a copy on this machine"
 
 

@@ -69,6 +69,20 @@ def test_a_foreign_file_named_gguf(tmp_path: Path) -> None:
     ("edit", "named"),
     [
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope_scaling 'yarn'"),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), "rope_scaling 'linear'"),
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "rope_scaling 'longrope'"),
+        # llama.cpp takes a factor without a type as linear scaling
+        (lambda w: w.add_rope_scaling_factor(2.0), "rope.scaling.factor = 2.0"),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
+        (lambda w: w.add_rope_scaling_attn_factors(0.5), "rope.scaling.attn_factor = 0.5"),
+        (lambda w: w.add_rope_dimension_sections([1, 2, 3, 4]), "rope.dimension_sections"),
+        (lambda w: w.add_float32("llama.rope.freq_base_swa", 1e4), "rope.freq_base_swa"),
+        (lambda w: w.add_tensor("rope_factors_long.weight", np.ones(8, np.float32)), "rope_factors_long"),
+        (lambda w: w.add_sliding_window(512), "attention.sliding_window = 512"),
+        (lambda w: w.add_attention_scale(0.5), "attention.scale = 0.5"),
+        (lambda w: w.add_value_length(32), "value_length 32"),
+        (lambda w: w.add_logit_scale(8.0), "logit_scale = 8.0"),
+        (lambda w: w.add_causal_attention(False), "attention.causal = False"),
         (lambda w: w.add_rope_dimension_count(8), "rope.dimension_count 8"),
         (lambda w: w.add_key_length(48), "head_dim 48"),
         (lambda w: w.add_array("llama.attention.head_count_kv", [1, 2]), "num_key_value_heads"),
@@ -83,6 +97,54 @@ def test_unsupported_gguf_features(tmp_path: Path, edit: Callable[[gguf.GGUFWrit
     path = write_gguf(tmp_path / "x.gguf", draw_weights(SMALL, seed=2), edit=edit)
     with pytest.raises(UserError, match=named):
         load_checkpoint(path=path)
+
+
+def test_keys_that_change_nothing_are_read(tmp_path: Path) -> None:
+    def neutral(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(2.0)  # of no scaling
+        writer.add_rope_scaling_orig_ctx_len(2048)
+        writer.add_rope_dimension_count(SMALL.head_dim)
+        writer.add_value_length(SMALL.head_dim)
+        writer.add_logit_scale(1.0)
+        writer.add_string("llama.tensor_data_layout", "Meta AI original pth")
+
+    assert (
+        load_checkpoint(path=write_gguf(tmp_path / "x.gguf", draw_weights(SMALL, seed=2), edit=neutral)).config == SMALL
+    )
+
+
+def test_every_token_that_ends_a_text_for_llama_cpp_ends_it(tmp_path: Path) -> None:
+    def ends(writer: gguf.GGUFWriter) -> None:
+        writer.add_eot_token_id(5)
+        writer.add_eom_token_id(2)
+
+    loaded = load_checkpoint(path=write_gguf(tmp_path / "x.gguf", draw_weights(SMALL, seed=2), edit=ends))
+    assert loaded.config.eos_token_ids == (2, 5)
+    beyond = write_gguf(tmp_path / "y.gguf", draw_weights(SMALL, seed=2), edit=lambda w: w.add_eot_token_id(256))
+    with pytest.raises(UserError, match="token id 256 .* outside the vocabulary"):
+        load_checkpoint(path=beyond)
+
+
+def test_bos_is_added_where_the_file_asks_for_it(tmp_path: Path) -> None:
+    def asks(writer: gguf.GGUFWriter) -> None:
+        add_vocabulary(writer)
+        writer.add_add_bos_token(True)
+        writer.add_chat_template("{{ bos_token }}{{ eos_token }}")
+
+    loaded = load_checkpoint(path=write_gguf(tmp_path / "x.gguf", draw_weights(SMALL, seed=2), edit=asks))
+    codec = codec_for(loaded)
+    assert codec.encode("ab", add_special_tokens=True) == [1, 4]
+    assert codec.encode("ab") == [4]
+    assert loaded.special_tokens == {"bos_token": "<tool>", "eos_token": "a"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> None:
+    weights = draw_weights(SMALL, seed=2)
+    weights["norm.weight"][0] = value
+    with pytest.raises(UserError, match=r"tensor norm.weight in x.gguf holds NaN or infinity"):
+        load_checkpoint(path=write_gguf(tmp_path / "x.gguf", weights))
 
 
 def test_gguf_of_another_architecture_or_with_missing_parts(tmp_path: Path) -> None:

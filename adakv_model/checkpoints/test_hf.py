@@ -11,7 +11,15 @@ import transformers
 from safetensors.torch import save_file
 
 from adakv_model.checkpoints.load import load_checkpoint
-from adakv_model.checkpoints.testing_checkpoints import SMALL, UNTIED, hf_names, same, write_folder
+from adakv_model.checkpoints.testing_checkpoints import (
+    SMALL,
+    UNTIED,
+    Weights,
+    hf_names,
+    same,
+    write_folder,
+    write_tokenizer,
+)
 from adakv_model.checkpoints.weights import draw_weights, weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
@@ -63,9 +71,9 @@ def test_extra_tensors_are_ignored(tmp_path: Path) -> None:
     assert same(load_checkpoint(path=write_folder(tmp_path / "extra", weights | extra)).weights, weights)
 
 
-def shard(folder: Path) -> tuple[Path, Path]:
-    """Splits model.safetensors in two with an index. Returns both shards."""
-    weights = list(hf_names(draw_weights(SMALL, seed=1)).items())
+def shard(folder: Path, tensors: Weights | None = None) -> tuple[Path, Path]:
+    """Puts two shards with an index in place of model.safetensors. Returns both."""
+    weights = list(hf_names(tensors or draw_weights(SMALL, seed=1)).items())
     parts = {"model-00001-of-00002.safetensors": weights[:7], "model-00002-of-00002.safetensors": weights[7:]}
     for name, part in parts.items():
         save_file(dict(part), folder / name)
@@ -90,6 +98,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": {"x": "../model.safetensors"}}'])
 def test_a_malformed_index_is_a_user_error(folder: Path, content: str) -> None:
     (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="download it again"):
         load_checkpoint(path=folder)
 
@@ -121,6 +130,48 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, tensor: to
         load_checkpoint(path=write_folder(tmp_path / "bad", weights))
 
 
+def test_a_single_file_comes_before_a_stale_index(folder: Path) -> None:
+    """As in transformers; the shards hold other weights."""
+    single = draw_weights(SMALL, seed=1)
+    shard(folder, draw_weights(SMALL, seed=2))
+    write_folder(folder, single)
+    loaded = load_checkpoint(path=folder)
+    assert same(loaded.weights, single)
+    assert loaded.notes == ["read model.safetensors; model.safetensors.index.json and its shards are left unread"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert torch.equal(theirs["model.norm.weight"], single["norm.weight"])
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_another_output_layer_of_a_tied_model_is_kept(tmp_path: Path, different: bool) -> None:
+    """As in transformers."""
+    weights = draw_weights(SMALL, seed=1)
+    head = weights["embed_tokens.weight"] + (1.0 if different else 0.0)
+    path = write_folder(tmp_path / "tied", weights | {"lm_head.weight": head})
+    loaded = load_checkpoint(path=path)
+    assert loaded.config.tie_word_embeddings is not different
+    assert ("lm_head.weight" in loaded.weights) is different
+    assert len(loaded.notes) == different
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path).state_dict()["lm_head.weight"]
+    assert torch.equal(loaded.weights.get("lm_head.weight", weights["embed_tokens.weight"]), theirs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "norm.weight"])
+def test_a_value_that_is_not_finite_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    weights = draw_weights(SMALL, seed=1)
+    weights[name].flatten()[-1] = value
+    with pytest.raises(UserError, match=f"tensor {name} in bad holds NaN or infinity"):
+        load_checkpoint(path=write_folder(tmp_path / "bad", weights))
+
+
+def test_a_value_too_large_for_the_type_asked_for_is_refused(tmp_path: Path) -> None:
+    weights = {name: tensor.double() for name, tensor in draw_weights(SMALL, seed=1).items()}
+    weights["norm.weight"][3] = 1e39
+    with pytest.raises(UserError, match="tensor norm.weight in large holds NaN or infinity"):
+        load_checkpoint(path=write_folder(tmp_path / "large", weights))
+
+
 def test_an_untied_config_needs_an_lm_head(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lm_head.weight is missing"):
         load_checkpoint(path=write_folder(tmp_path / "bad", draw_weights(SMALL, seed=1), UNTIED))
@@ -146,6 +197,11 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         ("config.json", "[1]", "JSON object"),
         ("model.safetensors", None, "no model.safetensors"),
         ("tokenizer.json", "{", "not valid JSON"),
+        ("tokenizer.json", '{"version": "1.0"}', "malformed: download it again"),
+        ("tokenizer_config.json", "[]", "JSON object"),
+        ("tokenizer_config.json", '{"eos_token": 2}', "eos_token in tokenizer_config.json must be a text"),
+        ("generation_config.json", "{", "not valid JSON"),
+        ("generation_config.json", '{"eos_token_id": "2"}', "eos_token_id must be an integer"),
     ],
 )
 def test_files_missing_or_malformed(folder: Path, name: str, content: str | None, named: str) -> None:
@@ -179,9 +235,9 @@ def test_a_file_that_cannot_be_read_is_a_user_error(folder: Path, monkeypatch: p
 )
 def test_tokenizer_and_chat_template_are_read(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content, encoding="utf-8")
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8")
+    content = write_tokenizer(folder)
     loaded = load_checkpoint(path=folder)
-    assert (loaded.chat_template, loaded.tokenizer) == ("T", b'{"version": "1.0"}')
+    assert (loaded.chat_template, loaded.tokenizer) == ("T", content)
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from adakv_model.config import LlamaConfig
 
@@ -46,6 +47,28 @@ def write_folder(folder: Path, weights: Weights, config: LlamaConfig = SMALL, **
     (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama", **hf}), encoding="utf-8")
     save_file(hf_names(weights), folder / "model.safetensors")
     return folder
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def small_tokenizer() -> Tokenizer:
+    """Byte-level: ids 0 to 2 are SPECIAL, added and special; then the 256 bytes, but only those that fit SMALL."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: SMALL.vocab_size - len(SPECIAL)]
+    tokenizer = Tokenizer(models.BPE({text: index for index, text in enumerate([*SPECIAL, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer | None = None, **config: Any) -> bytes:
+    """tokenizer.json, whose content is returned, and tokenizer_config.json where there is something to say."""
+    content = (tokenizer or small_tokenizer()).to_str().encode()
+    (folder / "tokenizer.json").write_bytes(content)
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return content
 
 
 GGUF_NAMES = {

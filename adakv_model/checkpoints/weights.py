@@ -3,8 +3,9 @@
 Tensor names are those of Hugging Face's Llama without the leading `model.`; linear weights are [out, in].
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Checkpoint:
     chat_template: Jinja source, or None.
     source: provenance: `kind` (package, folder, gguf, hub or random), what names it, `sha256` of the data.
     random: the weights mean nothing, so only latency and memory may be reported from them.
+    special_tokens: `bos_token`, `eos_token`, ... -> text, as chat templates use them; None: those of the config's ids.
+    notes: what a user should know about how the files were read, a line each.
     """
 
     config: LlamaConfig
@@ -35,6 +38,8 @@ class Checkpoint:
     name: str
     source: dict[str, Any]
     random: bool = False
+    special_tokens: dict[str, str] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def read_weights(
 
     Extra tensors (`rotary_emb.inv_freq`, the `lm_head` of a tied model) are left unread. A bias is refused:
     without it the model would run and be wrong. `origin` names the checkpoint in messages.
-    Raises UserError with the first missing or mis-shaped tensor and their number.
+    Raises UserError with the first missing or mis-shaped tensor and their number, or with one that holds NaN or
+    infinity, in the file or in `dtype`.
     """
     biases = [name for name in stored if name.endswith(".bias")]
     if biases:
@@ -88,7 +94,7 @@ def read_weights(
             f"{problems[0]} in {origin} ({len(problems)} of {len(shapes)} tensors missing or mis-shaped): "
             "check that the configuration belongs to these weights, or download the checkpoint again"
         )
-    return {name: stored[name].read().to(dtype).contiguous() for name in shapes}
+    return {name: _finite(name, stored[name].read().to(dtype).contiguous(), origin) for name in shapes}
 
 
 def draw_weights(config: LlamaConfig, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -103,6 +109,13 @@ def draw_weights(config: LlamaConfig, seed: int, dtype: torch.dtype = torch.floa
         is_norm = len(shape) == 1
         weights[name] = tensor.fill_(1.0) if is_norm else tensor.normal_(0.0, INIT_STD, generator=generator)
     return weights
+
+
+def _finite(name: str, tensor: torch.Tensor, origin: str) -> torch.Tensor:
+    # NaN wins in both extremes, so no mask of the tensor's size is made.
+    if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):
+        raise UserError(f"tensor {name} in {origin} holds NaN or infinity: the file is damaged, download it again")
+    return tensor
 
 
 def _problem(name: str, shape: tuple[int, ...], stored: Mapping[str, StoredTensor]) -> str | None:

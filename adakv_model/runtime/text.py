@@ -1,14 +1,15 @@
 """Text to token ids and back: encoding, streaming decoding, chat templates."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
+from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.errors import UserError
 
@@ -18,8 +19,8 @@ _INCOMPLETE = "\ufffd"
 class TextCodec:
     """Encodes and decodes with the content of a tokenizer.json.
 
-    No BOS or EOS is added: SmolLM's tokenizer adds none and ExecuTorch's runners only on request, so both
-    sides agree. Special tokens written in the text, such as `<|im_start|>`, become their single ids.
+    Special tokens written in the text, such as `<|im_start|>`, become their single ids. Truncation and padding
+    stored in the file are switched off.
     """
 
     def __init__(
@@ -28,29 +29,37 @@ class TextCodec:
         chat_template: str | None = None,
         bos_id: int | None = None,
         eos_ids: Sequence[int] = (),
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises UserError where `tokenizer_json` is not the content of a tokenizer.json."""
-        try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        except Exception as error:  # tokenizers raises plain Exception for every malformed input
-            raise UserError("the tokenizer.json of this checkpoint is malformed: download it again") from error
+        """special_tokens: name -> text for chat templates; None: those of `bos_id` and the first of `eos_ids`.
+
+        Raises UserError where `tokenizer_json` is not the content of a tokenizer.json.
+        """
+        self._tokenizer = open_tokenizer(tokenizer_json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         self._template = chat_template
         self.bos_id = bos_id
         self.eos_ids = tuple(eos_ids)
+        if special_tokens is None:
+            special_tokens = {"bos_token": self._token(bos_id), "eos_token": self._token(next(iter(eos_ids), None))}
+        self._special_tokens = dict(special_tokens)
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with nothing added; bytes that the vocabulary lacks vanish.
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; bytes that the vocabulary lacks vanish.
 
+        add_special_tokens: with the BOS (and EOS) that the tokenizer puts around a text, for text that is a sequence
+        of its own; a rendered chat has its own. SmolLM's tokenizer adds none.
         Raises UserError for lone surrogates, which is how a command line passes bytes that are not UTF-8.
         """
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise UserError("the text is not valid Unicode: pass it as UTF-8")
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
@@ -78,12 +87,13 @@ class TextCodec:
                 .from_string(self._template)
                 .render(
                     messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    bos_token=self._token(self.bos_id),
-                    eos_token=self._token(self.eos_ids[0] if self.eos_ids else None),
+                    **self._special_tokens,
                 )
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: it may also divide by zero or add text to a number
             raise UserError(f"the chat template refused these messages ({error}): correct them") from error
 
     def _token(self, index: int | None) -> str:
@@ -136,13 +146,33 @@ def codec_for(checkpoint: Checkpoint) -> TextCodec:
             "random weights, load the default model once, whose tokenizer they then use"
         )
     config = checkpoint.config
-    return TextCodec(checkpoint.tokenizer, checkpoint.chat_template, config.bos_token_id, config.eos_token_ids)
+    return TextCodec(
+        checkpoint.tokenizer,
+        checkpoint.chat_template,
+        config.bos_token_id,
+        config.eos_token_ids,
+        checkpoint.special_tokens,
+    )
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` ... `{% endgeneration %}` marks an assistant's words for training; here it is its content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    def _content(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _environment() -> jinja2.Environment:
     """Renders chat templates as transformers does; sandboxed, because templates come with weights."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
@@ -150,9 +180,15 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes HTML, which would change the prompt.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -25,7 +25,7 @@ from device_tests.devices.adb_client import READY, AdbClient, list_devices
 from device_tests.devices.adb_files import LONG, SLOWEST, AdbFiles
 from device_tests.devices.bundle import Bundle
 from device_tests.devices.conditions import Conditions
-from device_tests.devices.device import Completed, DeviceLost, RunTimeout
+from device_tests.devices.device import Completed, RunTimeout
 from device_tests.devices.local import with_artifacts
 from device_tests.devices.qemu import android_runner
 
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ROOM = 16 << 20  # bytes that runs may write
 CANNOT_START = (126, 127)  # a shell's statuses for a program that it cannot execute or find
+NOT_FOR_THIS_CPU = ": not executable: "  # Android's shell says that with status 1
 
 
 class AdbDevice:
@@ -57,7 +58,9 @@ class AdbDevice:
         return android_conditions.is_emulated(self._first_look)
 
     def bundle(self, artifacts: Sequence[Path]) -> Bundle:
-        return with_artifacts(android_runner(), artifacts)
+        """ADAKV_ANDROID_RUNNER names the folder of an NDK build; without it the runner brings its own loader."""
+        ndk = os.environ.get("ADAKV_ANDROID_RUNNER")
+        return with_artifacts(android_runner(Path(ndk) if ndk else None), artifacts)
 
     def check(self, bundle: Bundle) -> None:
         look = self._first_look
@@ -90,7 +93,7 @@ class AdbDevice:
         except RunTimeout:
             self.client.shell(adb_scripts.END_RECORDED)
             raise RunTimeout(f"the run on {self.serial} went past {timeout:g} s and was ended") from None
-        if done.status in CANNOT_START:
+        if done.status in CANNOT_START or (done.status and NOT_FOR_THIS_CPU in done.stderr):
             reason = (done.stderr.strip().splitlines() or [f"status {done.status}"])[-1]
             raise UserError(f"the runner does not start on {self.serial} ({reason}): check its ABI, and push again")
         return done
@@ -117,7 +120,7 @@ class AdbDevice:
         if self._lock is None:
             return
         try:
-            with suppress(DeviceLost):
+            with suppress(UserError):
                 self.client.shell(adb_scripts.CLEAN)
         finally:
             self._lock.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,8 @@ class AdbFiles:
             except DeviceLost:
                 raise
             except UserError:
-                self.client.shell(adb_scripts.FORGET_INCOMING)
+                with suppress(UserError):  # the next push does it too
+                    self.client.shell(adb_scripts.FORGET_INCOMING)
                 raise
             for name, (size, when) in _sizes(installed.stdout).items():
                 found.files[name] = Entry(wanted[name].sha256, size, when)

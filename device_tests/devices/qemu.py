@@ -11,14 +11,15 @@ from pathlib import Path
 from adakv_model.errors import UserError
 from device_tests.devices.bundle import Bundle
 from device_tests.devices.local import LocalDevice, with_artifacts
-from export.device_bundle import ABI, LOADER_COMMAND, loader_package
+from export.device_bundle import ABI, runner_folder
 
 EMULATOR, CPU = "qemu-aarch64-static", "cortex-a76"
 
 
-def android_runner() -> Bundle:
-    """The runner for arm64, with its own loader and libraries. Raises UserError with the remedy."""
-    return Bundle.of_runner(loader_package(), LOADER_COMMAND, ABI)
+def android_runner(ndk: Path | None = None) -> Bundle:
+    """The runner for arm64: with its own loader and libraries, or the folder of an NDK build. Raises UserError."""
+    folder, command = runner_folder(ndk)
+    return Bundle.of_runner(folder, command, ABI)
 
 
 class QemuDevice(LocalDevice):

@@ -17,7 +17,7 @@ from device_tests.devices import Bundle, BundleFile, RunTimeout, find, find_one
 from device_tests.devices.adb import AdbDevice
 from device_tests.devices.adb_scripts import HASHES, INCOMING, ROOT
 from device_tests.devices.emulated import EmulatedDevice, Hardware
-from device_tests.devices.emulated.testing import adb_server, build_probe, connect, probe_bundle
+from device_tests.devices.emulated.testing import adb_server, build_probe, connect, disconnect, probe_bundle
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def emulated(server: int) -> Iterator[EmulatedDevice]:
     with EmulatedDevice() as device:
         connect(device)
         yield device
+        disconnect(device)
 
 
 @pytest.fixture
@@ -228,4 +229,6 @@ def test_several_devices_at_once(server: int, emulated: EmulatedDevice, program:
 
         with ThreadPoolExecutor(3) as pool:
             said = list(pool.map(work, devices))
+        for one in (second, third):
+            disconnect(one)
         assert said == [f"{len(d.serial)}:{d.serial}\n" for d in devices]

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from device_tests.devices.emulated.faults import Faults
@@ -41,6 +42,15 @@ OWN_TOOLS = {
     "df": 'cat "$EMULATED_DEVICE/device/df"',
 }
 MAPPED = re.compile(r"/(?=data\b|sys\b|proc/(?:cpuinfo|meminfo|loadavg)\b)")
+
+
+@cache
+def _exec_arm64() -> bytes:
+    """The library that starts arm64 programs, compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        library, source = Path(folder) / "library", Path(__file__).with_name("exec_arm64.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True, timeout=60)
+        return library.read_bytes()
 
 
 class EmulatedDevice:
@@ -116,9 +126,7 @@ class EmulatedDevice:
             tool = self.path(f"bin/{name}")
             tool.write_text(f"#!/bin/sh\n{text}\n")
             tool.chmod(0o755)
-        source = Path(__file__).with_name("exec_arm64.c")
-        library = self.root / "exec_arm64.so"
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True, timeout=60)
+        self.path("exec_arm64.so").write_bytes(_exec_arm64())
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -150,7 +158,7 @@ class EmulatedDevice:
             banner,
             lambda stream, name: self._serve(connection, stream, name),
             authorised=self.faults.authorised,
-            bytes_per_second=self.faults.bytes_per_second,
+            bytes_per_second=lambda: self.faults.bytes_per_second,
         )
         self._connections.add(connection)
         try:
@@ -185,7 +193,7 @@ class EmulatedDevice:
         mapped = MAPPED.sub(f"{self.root}/", command)
         return await asyncio.create_subprocess_exec(
             self.path("bin/sh"),
-            *(["-c", os.fsencode(mapped)] if command else []),
+            *((b"-c", os.fsencode(mapped)) if command else ()),
             cwd=self.root,
             env=environment,
             stdin=asyncio.subprocess.PIPE,
@@ -219,17 +227,19 @@ class EmulatedDevice:
 
     async def _misbehave(self, connection: Connection) -> None:
         """The faults that befall a running arm64 program."""
-        delay = self.faults.drop_run_after if self.faults.kill_signal is None else self.faults.kill_after
-        if delay is None or (self.faults.kill_signal is None and self._dropped):
+        signal_number = self.faults.kill_signal
+        delay = self.faults.drop_run_after if signal_number is None else self.faults.kill_after
+        if delay is None or (signal_number is None and self._dropped):
             return
         while not (programs := self._programs()):
             await asyncio.sleep(0.02)
         await asyncio.sleep(delay)
-        if self.faults.kill_signal is None:
+        if signal_number is None:
             self._drop(connection)
-        for pid in programs if self.faults.kill_signal is not None else []:
+            return
+        for pid in programs:
             with suppress(ProcessLookupError):
-                os.kill(pid, self.faults.kill_signal)
+                os.kill(pid, signal_number)
 
     def _programs(self) -> list[int]:
         """Processes that are emulated arm64 programs."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from device_tests.devices.adb_client import AdbClient
+from device_tests.devices.adb_client import READY, AdbClient
 from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.emulated.device import EMULATOR, EmulatedDevice
 
@@ -57,12 +57,17 @@ def adb_server(home: Path) -> Iterator[int]:
                 os.environ[name] = value
 
 
-def connect(device: EmulatedDevice) -> AdbClient:
-    """Until the server lists it as ready."""
+def connect(device: EmulatedDevice, expected: str = READY) -> AdbClient:
+    """Until the server lists it, in the expected state."""
     said = subprocess.run(["adb", "connect", device.address], check=True, capture_output=True, text=True, timeout=60)
     client = AdbClient(device.address, answer=20)
-    assert client.state() == "device", said.stdout
+    assert client.state() == expected, said.stdout
     return client
+
+
+def disconnect(device: EmulatedDevice) -> None:
+    """The server forgets it; otherwise it would try to connect again, and again."""
+    subprocess.run(["adb", "disconnect", device.address], check=False, capture_output=True, timeout=60)
 
 
 def build_probe(folder: Path) -> Path:

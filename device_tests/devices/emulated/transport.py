@@ -98,7 +98,7 @@ class Connection:
         service: Service,
         *,
         authorised: bool = True,
-        bytes_per_second: float | None = None,
+        bytes_per_second: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._reader, self._writer = reader, writer
         self._banner, self._service = banner, service
@@ -106,6 +106,7 @@ class Connection:
         self._streams: dict[int, Stream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id = 1
+        self._is_cut = asyncio.Event()
         self.max_data = 4096  # until the host says more
 
     async def serve(self) -> None:
@@ -113,8 +114,9 @@ class Connection:
             while True:
                 command, arg0, arg1, length, _, _ = HEADER.unpack(await self._reader.readexactly(HEADER.size))
                 payload = await self._reader.readexactly(length)
-                if self._bytes_per_second:
-                    await asyncio.sleep(length / self._bytes_per_second)
+                if speed := self._bytes_per_second():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._is_cut.wait(), length / speed)
                 await self._handle(command, arg0, arg1, payload)
         for stream in self._streams.values():
             stream.end()
@@ -131,6 +133,7 @@ class Connection:
 
     def cut(self) -> None:
         """As a cable that is pulled: nothing more is sent."""
+        self._is_cut.set()
         self._writer.transport.abort()
 
     async def _handle(self, command: int, arg0: int, arg1: int, payload: bytes) -> None:

@@ -22,12 +22,14 @@ struct HarnessRun {
     return HarnessRun(request: request)
   }()
 
-  /// Writes out/stdout, out/stderr and, last, out/status with the run's id and exit status; then ends the app.
+  /// Writes out/started with the run's id, out/stdout, out/stderr and, last, out/status with the id and the exit status;
+  /// then ends the app.
   func carryOut() async {
     let folder = URL.documentsDirectory
     let out = folder.appending(path: "out")
     try? FileManager.default.removeItem(at: out)
     try? FileManager.default.createDirectory(at: out, withIntermediateDirectories: true)
+    try? Data(request.id.utf8).write(to: out.appending(path: "started"))
     freopen(out.appending(path: "stdout").path, "w", stdout)
     freopen(out.appending(path: "stderr").path, "w", stderr)
     let status = await runCommandLine(request.arguments, in: folder)

@@ -26,6 +26,7 @@ public struct RunOptions: Equatable {
       --seed N             of the sampler, with a temperature above 0 (0)
       --units NAME         cpuAndNeuralEngine, cpuAndGPU, cpuOnly or all (cpuAndNeuralEngine)
       --no-prefill         feed the prompt token by token
+      --threads N          has no effect: Core ML chooses its threads itself
     measuring, one JSON object on the last line:
       --bench --pp N --tg N --depth N    time N tokens of prefill, then N of decode, with N in the cache before
       --force K --logits FILE            prefill all but K tokens, feed these one by one, write their logits
@@ -92,12 +93,9 @@ public struct RunOptions: Equatable {
   private static let switchNames: Set = ["--bench", "--no-prefill"]
   private static let valueNames: Set = [
     "--artifact", "--tokens", "--tokens-file", "--units", "--max-new-tokens", "--temperature", "--seed", "--pp", "--tg",
-    "--depth", "--force", "--logits", "--states",
+    "--depth", "--force", "--logits", "--states", "--threads",
   ]
-  private static let refused = [
-    "--threads": "Core ML chooses its threads itself: leave --threads out",
-    "--cpu-mask": "the system chooses the cores: leave --cpu-mask out",
-  ]
+  private static let refused = ["--cpu-mask": "the system chooses the cores: leave --cpu-mask out"]
 
   /// Token ids separated by commas or white space.
   static func parseTokens(_ text: String) throws -> [Int32] {

@@ -11,7 +11,7 @@ final class RunOptionsTests: XCTestCase {
   }
 
   func testTheHarnessWords() throws {
-    let bench = try parse("--artifact artifacts/0 --tokens-file in/tokens --bench --pp 128 --tg 0 --depth 16")
+    let bench = try parse("--artifact artifacts/0 --tokens-file in/tokens --bench --pp 128 --tg 0 --depth 16 --threads 2")
     XCTAssertEqual(bench.command, .bench(BenchmarkTest(pp: 128, tg: 0, depth: 16)))
     XCTAssertEqual(bench.tokens, [1, 2, 3, 4])
     XCTAssertEqual(bench.units, .cpuAndNeuralEngine)
@@ -39,7 +39,7 @@ final class RunOptionsTests: XCTestCase {
       "--artifact a --tokens 1 --bench --pp -4": "--pp takes an integer of at least 0",
       "--artifact a --tokens 1 --force 1": "--force needs --logits",
       "--artifact a --tokens 1 --units gpu": "unknown --units gpu",
-      "--artifact a --tokens 1 --threads 2": "leave --threads out",
+      "--artifact a --tokens 1 --cpu-mask f0": "leave --cpu-mask out",
       "--artifact a --tokens 1 --temperature -1": "--temperature takes a number",
       "--artifact a --tokens 1 --what": "unknown option --what",
     ]
