@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.text import TextCodec
@@ -27,7 +28,7 @@ from export.coreml.inputs import InputLayout
 from export.coreml.layout import StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import INT8
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 FOLDER = Path(__file__).parents[2] / "ios" / "Tests" / "AdaKVCoreTests" / "Fixtures"
 CONFIG = replace(SMALL, n_layers=1, head_dim=32, hidden_size=128)

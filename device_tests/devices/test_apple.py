@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import FORMAT
+from adakv_model.runtime.manifest import FORMAT
 from device_tests.devices import DeviceLost, RunTimeout, apple, find_one, ios, mac, simulator
 from device_tests.devices.bundle import Bundle
 

@@ -63,6 +63,7 @@ class EmulatedDevice:
         self.bytes_received = 0  # of file data, since the start
         self.port = 0
         self._dropped = False
+        self._runs = 0
         self._connections: set[Connection] = set()
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -233,6 +234,9 @@ class EmulatedDevice:
             return
         while not (programs := self._programs()):
             await asyncio.sleep(0.02)
+        self._runs += 1
+        if self._runs <= self.faults.healthy_runs:
+            return
         await asyncio.sleep(delay)
         if signal_number is None:
             self._drop(connection)
