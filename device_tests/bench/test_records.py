@@ -13,7 +13,8 @@ from device_tests.devices.bundle import Bundle
 
 
 def test_a_core_ml_artifact(tmp_path: Path) -> None:
-    described = {**manifest(), "weights": "int4", "files": {}}
+    files = {"Small.mlpackage/Manifest.json": {}}
+    described = {**manifest(), "weights": "int4", "command": ["export"], "versions": {"adakv": "1"}, "files": files}
     described["model"]["random_weights"] = True
     (tmp_path / "Small.mlpackage" / "Data").mkdir(parents=True)
     (tmp_path / "Small.mlpackage" / "Manifest.json").write_text("{}", encoding="utf-8")

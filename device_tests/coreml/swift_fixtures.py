@@ -166,7 +166,7 @@ def fixtures() -> dict[str, Any]:
 def main() -> None:
     """Write the fixtures."""
     for name, content in fixtures().items():
-        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n")
+        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

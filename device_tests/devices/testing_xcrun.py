@@ -69,7 +69,7 @@ def launch(container: Path, words: list[str], files: dict[str, str]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name, text in files.items():
-        (out / name).write_text(text.replace("$ID", run["id"]))
+        (out / name).write_text(text.replace("$ID", run["id"]), encoding="utf-8")
 
 
 if __name__ == "__main__":
