@@ -44,10 +44,10 @@ def link_command(tmp_path_factory: pytest.TempPathFactory) -> str:
     preset = source / "tools" / "cmake" / "preset"
     preset.mkdir(parents=True)
     (preset / "android.cmake").touch()
-    (source / "CMakeLists.txt").write_text(CHECKOUT)
+    (source / "CMakeLists.txt").write_text(CHECKOUT, encoding="utf-8")
     done = configure(source, build)
     assert done.returncode == 0, done.stderr
-    return (build / "executorch" / "CMakeFiles" / "executorch_jni.dir" / "link.txt").read_text()
+    return (build / "executorch" / "CMakeFiles" / "executorch_jni.dir" / "link.txt").read_text(encoding="utf-8")
 
 
 def test_the_operators_are_linked_whole_into_the_library_that_is_loaded(link_command: str) -> None:
@@ -68,8 +68,10 @@ def test_no_checkout_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_every_operator_is_asked_for_by_name() -> None:
     """The library's list, which turns "missing operator" into a clear line, against what the sources register."""
-    sources = "".join(path.read_text() for path in (ROOT / "adakv_model" / "csrc").glob("register*.cpp"))
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "adakv_model" / "csrc").glob("register*.cpp")
+    )
     registered = set(re.findall(r'EXECUTORCH_LIBRARY\(adakv, "(\w+)\.out"', sources))
-    kotlin = (ROOT / "android/adakv/src/main/kotlin/org/adakv/Operators.kt").read_text()
+    kotlin = (ROOT / "android/adakv/src/main/kotlin/org/adakv/Operators.kt").read_text(encoding="utf-8")
     listed = kotlin.partition("listOf(")[2].partition(")")[0]
     assert set(re.findall(r'"(\w+)"', listed)) == registered

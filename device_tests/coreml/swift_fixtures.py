@@ -147,7 +147,9 @@ def texts() -> list[dict[str, Any]]:
 
 
 def chats() -> list[dict[str, Any]]:
-    codec = TextCodec((FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text())
+    codec = TextCodec(
+        (FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    )
     return [{"messages": messages, "prompt": codec.render_chat(messages)} for messages in CHATS]
 
 

@@ -23,9 +23,9 @@ ADDED = ("ADAKV_", "SIMCTL_CHILD_")  # variables that are recorded with a call
 
 def main(folder: Path, words: list[str]) -> int:
     environment = {name: value for name, value in os.environ.items() if name.startswith(ADDED)}
-    with (folder / "calls.jsonl").open("a") as calls:
+    with (folder / "calls.jsonl").open("a", encoding="utf-8") as calls:
         calls.write(json.dumps({"words": words, "env": environment}) + "\n")
-    answers = json.loads((folder / "answers.json").read_text())
+    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     answer: dict[str, Any] = next((a for a in answers if occurs(a["words"], words)), {})
     time.sleep(answer.get("sleep", 0))
     status = answer.get("status", 0) or copy(folder / "container", words)
