@@ -51,8 +51,8 @@ def test_two_artifacts_on_the_host(folders: list[str], tmp_path: Path) -> None:
         assert all(ns > 0 for ns in result["decode_ns"] + result["prefill_ns"])
         memory = result["memory"]
         assert 0 < memory["loaded"]["rss"] <= memory["peak"] >= memory["end"]["rss"]
-    assert json.loads((tmp_path / "t").read_text())["traceEvents"]
-    assert json.loads((tmp_path / "d").read_text())
+    assert json.loads((tmp_path / "t").read_text(encoding="utf-8"))["traceEvents"]
+    assert json.loads((tmp_path / "d").read_text(encoding="utf-8"))
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
     again = CliRunner().invoke(app, [*options, "--resume"])
