@@ -33,7 +33,7 @@ errors = Console(stderr=True, highlight=False)
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main(
     a: Annotated[Path, typer.Argument(help="Results of device_tests.bench.")],
-    b: Annotated[Path | None, typer.Argument(help="Others. [default: A's own artifacts]", show_default=False)] = None,
+    b: Annotated[Path | None, typer.Argument(help="Others.", show_default="A's own artifacts")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Name of B's artifact, with which all others are compared.")
     ] = None,

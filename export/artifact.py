@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.checkpoints.weights import Checkpoint
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.runtime.manifest import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
 import tempfile
@@ -19,11 +18,9 @@ from torch import Tensor
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
+from adakv_model.runtime.manifest import PROGRAM, TEMPLATE, TOKENIZER, read_manifest
 from adakv_model.runtime.text import TextCodec
 
-PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
-CALIBRATION = "calibration.safetensors"
-FORMAT = 2  # of the folder; 2: rows in tiled blocks, tokens leave the window in blocks
 STATE_PREFIX = "cache."
 
 
@@ -31,20 +28,7 @@ class Artifact:
     """Read access to an artifact folder. Raises UserError if it is missing, partial or foreign."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / MANIFEST).is_file():
-            raise UserError(
-                f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`"
-            )
-        self.folder = folder
-        try:
-            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as e:
-            raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
-        if (found := self.manifest.get("format")) != FORMAT:
-            raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
-        missing = [name for name in self.manifest.get("files", {}) if not (folder / name).is_file()]
-        if missing or not self.program.exists():
-            raise UserError(f"{folder} lacks {', '.join(missing) or self.program.name}: export again")
+        self.folder, self.manifest = folder, read_manifest(folder)
 
     @property
     def program(self) -> Path:

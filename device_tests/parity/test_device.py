@@ -78,7 +78,7 @@ def runs(artifact: Artifact, tokens: list[int], pytestconfig: pytest.Config, tmp
     prompt, forced = probe_length(artifact)
     ids = tokens[: prompt + forced]
     path = tmp_path_factory.mktemp("in") / "probe"
-    path.write_text(" ".join(map(str, ids)))
+    path.write_text(" ".join(map(str, ids)), encoding="utf-8")
     try:
         device = find_one(pytestconfig.getoption("--device") or "host")
         bundle = device.bundle([artifact.folder]).with_inputs({"probe": path})

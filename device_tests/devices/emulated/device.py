@@ -125,7 +125,7 @@ class EmulatedDevice:
                 self.path(f"bin/{name}").symlink_to(source)
         for name, text in OWN_TOOLS.items():
             tool = self.path(f"bin/{name}")
-            tool.write_text(f"#!/bin/sh\n{text}\n")
+            tool.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
             tool.chmod(0o755)
         self.path("exec_arm64.so").write_bytes(_exec_arm64())
 

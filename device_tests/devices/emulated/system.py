@@ -98,7 +98,7 @@ class Hardware:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.new")
-            new.write_text(text + "\n")
+            new.write_text(text + "\n", encoding="utf-8")
             os.replace(new, path)
 
     def _cpuinfo(self, count: int) -> str:
