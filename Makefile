@@ -37,7 +37,7 @@ android: venv  ## Export the default model for Android and let it answer a promp
 
 ios: venv  ## Export the Core ML package, report on it, and let it answer a prompt in the evaluator (no Mac needed)
 	$(BIN)/python export.py --target ios --model $(MODEL) --out $(IOS_ARTIFACT)
-	$(BIN)/python -m device_tests.coreml_eval.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
+	$(BIN)/python -m device_tests.coreml.evaluator.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
 
 test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
 	$(BIN)/python -m pytest

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--artifact", help="device_tests: test this artifact folder instead of exporting some")
+    parser.addoption("--device", help="device_tests/parity: only the tests of a device: host, qemu, adb:SERIAL, ...")
 
 
 @pytest.fixture(scope="session")

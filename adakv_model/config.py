@@ -67,7 +67,7 @@ class LlamaConfig:
             if token is not None and not 0 <= token < self.vocab_size:
                 raise UserError(
                     f"token id {token} of bos_token_id or eos_token_id is outside the vocabulary of "
-                    f"{self.vocab_size}: correct it in config.json"
+                    f"{self.vocab_size}: correct it in config.json or generation_config.json"
                 )
 
     @classmethod
@@ -102,8 +102,9 @@ class LlamaConfig:
             rms_norm_eps=_positive_float("rms_norm_eps", hf.get("rms_norm_eps", 1e-6)),
             max_position_embeddings=_required_int(hf, "max_position_embeddings"),
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
-            bos_token_id=_optional_id("bos_token_id", hf.get("bos_token_id")),
-            eos_token_ids=_token_ids("eos_token_id", hf.get("eos_token_id")),
+            # Absent, not null: the defaults of transformers' LlamaConfig.
+            bos_token_id=_optional_id("bos_token_id", hf.get("bos_token_id", 1)),
+            eos_token_ids=_token_ids("eos_token_id", hf.get("eos_token_id", 2)),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _optional_id(key: str, value: Any) -> int | None:
 def _token_ids(key: str, value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     ids = [_optional_id(key, item) for item in values]
-    return tuple(token for token in ids if token is not None)
+    return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 def _refuse_other_architectures(hf: Mapping[str, Any]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from adakv_model import attention, blocks, int4, reference, table
+from adakv_model import attention, reference
+from adakv_model.linear import blocks, int4, table
 
 SCHEMAS = {
     "depart": (

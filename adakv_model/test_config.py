@@ -57,7 +57,11 @@ def test_absent_optional_keys_take_transformers_defaults() -> None:
     assert config.rope_theta == reference.rope_parameters["rope_theta"] == 10000.0
     assert config.rms_norm_eps == reference.rms_norm_eps
     assert config.tie_word_embeddings == reference.tie_word_embeddings
-    assert (config.bos_token_id, config.eos_token_ids) == (None, ())
+    assert (
+        (config.bos_token_id, config.eos_token_ids) == (reference.bos_token_id, (reference.eos_token_id,)) == (1, (2,))
+    )
+    none = LlamaConfig.from_hf(short | {"bos_token_id": None, "eos_token_id": None})
+    assert (none.bos_token_id, none.eos_token_ids) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,12 @@ def test_absent_optional_keys_take_transformers_defaults() -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling 'llama3'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling 'linear'"),
         ({"rope_scaling": [2.0]}, "rope_scaling"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling 'factor'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "rope_scaling 'longrope'"),
+        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, "rope_theta"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters 'yarn'"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

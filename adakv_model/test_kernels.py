@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adakv_model import attention, native
+from adakv_model import attention
 from adakv_model.packing import BLOCK, Side, pack_blocks, padded, unpack_blocks
 from adakv_model.plan import FIRST_TIER
 from adakv_model.quantizer import (
@@ -28,6 +28,7 @@ from adakv_model.quantizer import (
     quantize,
     transform,
 )
+from adakv_model.runtime import native
 
 DIMS = (16, 32, 64, 128, 256)
 ISAS = ("scalar", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm")
@@ -91,7 +92,7 @@ def test_value_rows_with_bands_are_refused() -> None:
 
 def documented_reader() -> Callable[[np.ndarray, list[int], int, int, int], np.ndarray]:
     """read_row of docs/cache-format.md."""
-    text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
     namespace: dict = {}
     exec(text.split("```python\n")[1].split("```")[0], namespace)
     return namespace["read_row"]

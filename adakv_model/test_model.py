@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as HfConfig
 from transformers import LlamaForCausalLM
 
-from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoint_weights import draw_weights, weight_shapes
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.checkpoints.testing_checkpoints import SMALL, UNTIED, Weights, hf_names
+from adakv_model.checkpoints.weights import draw_weights, weight_shapes
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
 from adakv_model.model import Llama, RMSNorm, build_model, fuse_weights, rope_tables
 from adakv_model.tables import neutral_tables
-from adakv_model.testing_checkpoints import SMALL, UNTIED, Weights, hf_names
 
 TEXT = Path(__file__).parents[1] / "device_tests" / "parity" / "text.txt"
 EPS = 1e-5
@@ -135,7 +136,7 @@ def test_model_equals_transformers_on_random_weights(config: LlamaConfig, presca
 def test_model_equals_transformers_on_the_real_checkpoint(default_checkpoint: Checkpoint) -> None:
     config, weights = default_checkpoint.config, default_checkpoint.weights
     assert default_checkpoint.tokenizer is not None
-    ids = Tokenizer.from_buffer(default_checkpoint.tokenizer).encode(TEXT.read_text()).ids[:288]
+    ids = Tokenizer.from_buffer(default_checkpoint.tokenizer).encode(TEXT.read_text(encoding="utf-8")).ids[:288]
     tokens = torch.tensor([ids])
     model = build_model(config, weights, FloatCache(config, len(ids)))
     got = run(model, tokens, [96])

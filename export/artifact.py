@@ -13,22 +13,23 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from adakv_model.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
-from adakv_model.checkpoint_hf import sha256_of
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
+from adakv_model.runtime.manifest import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` (replacing an earlier artifact) if the block succeeds.
+def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
+    """A temporary folder that becomes `target` (replacing an earlier one of its kind) if the block succeeds.
 
-    Raises UserError if the place cannot be written, the disk fills up, or `target` holds something else.
+    mark: the file by which such a folder is known. Raises UserError if the place cannot be written, the disk fills up,
+    or `target` holds something else.
     """
-    _check_replaceable(target)
+    _check_replaceable(target, mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -46,10 +47,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
+def _check_replaceable(target: Path, mark: str) -> None:
     if target.is_dir():
-        if any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise UserError(f"{target} is not empty and not an artifact: choose another --out")
+        if any(target.iterdir()) and not (target / mark).is_file():
+            kind = "an artifact" if mark == MANIFEST else f"a folder with {mark}"
+            raise UserError(f"{target} is not empty and not {kind}: choose another --out")
     elif target.exists():
         raise UserError(f"{target} is a file: choose a folder for --out")
 
@@ -76,9 +78,11 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         "bos_token": tokens.get(config.bos_token_id),
         "eos_token": tokens.get(next(iter(config.eos_token_ids), None)),
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in names.items() if v}, indent=1))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in names.items() if v}, indent=1), encoding="utf-8"
+    )
     if checkpoint.chat_template:
-        (folder / TEMPLATE).write_text(checkpoint.chat_template)
+        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8")
 
 
 def write_manifest(
@@ -114,7 +118,7 @@ def write_manifest(
         "versions": {name: version(name) for name in VERSIONED} | {"python": platform.python_version()},
         "files": {str(p.relative_to(folder)): describe(p) for p in sorted(folder.rglob("*")) if p.is_file()},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""Fits 4-bit asymmetric grids to the weights of linear layers (adakv_model/int4.py has the format).
+"""Fits 4-bit asymmetric grids to the weights of linear layers (adakv_model/linear/int4.py has the format).
 
 A Q4_1 checkpoint stores, for every group of 32 inputs, w = d * c + m with c in 0..15: its codes are taken as they
 are. Steps and offsets then have 8 bits with units per row.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adakv_model.blocks import GROUP
-from adakv_model.int4 import Int4Block, Int4NormLinear, Int4Weight, encode
+from adakv_model.linear.blocks import GROUP
+from adakv_model.linear.int4 import Int4Block, Int4NormLinear, Int4Weight, encode
 from adakv_model.model import Block, RMSNorm
 
 _LEVELS = 15

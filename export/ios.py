@@ -5,27 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adakv_model.artifact import CALIBRATION
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
-from adakv_model.errors import UserError
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
+from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
 from export.artifact import atomic_folder, write_manifest, write_tokenizer
-from export.coreml_cache import CoreMLCache, CoreMLProgram, check_plan
-from export.coreml_convert import INT8_TARGET
-from export.coreml_inputs import CACHE, NEW, InputLayout
-from export.coreml_layout import RAW_BITS, StateLayout
-from export.coreml_plan import coarse_plan
-from export.coreml_storage import FP16, STORAGES, Storage
+from export.coreml.cache import CoreMLCache, CoreMLProgram, check_plan
+from export.coreml.inputs import CACHE, NEW, InputLayout
+from export.coreml.layout import RAW_BITS, StateLayout
+from export.coreml.plan import coarse_plan
+from export.coreml.storage import FP16, STORAGES, Storage
+from export.options import DEFAULT_RECIPE, FEATURES_USED
 from export.quiet import quiet
-from export.weights import DEFAULT_RECIPE
 
-BACKENDS = ("coreml", "executorch", "xnnpack")
-FEATURES_USED = "all"  # of FEATURE_SETS: what the Core ML graph computes
 STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
 
 
@@ -33,7 +30,7 @@ STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each re
 class IosOptions:
     """One export. `cache` is checked against the model; the rest by the command line.
 
-    cache_io: states, or int8 for a cache that the host keeps and passes (coreml_inputs.py).
+    cache_io: states, or int8 for a cache that the host keeps and passes (coreml/inputs.py).
     backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte
     of --target android, which is the same file on iOS. quantize, embedding, logits and cache.features are the latter's.
     """
@@ -53,18 +50,6 @@ class IosOptions:
     logits: str | None = None
 
 
-def check_options(options: IosOptions) -> None:
-    """Raise UserError for options that exclude each other."""
-    if options.cache_io == FP16.name:
-        return
-    if options.backend != "coreml":
-        raise UserError(f"--cache-io {options.cache_io} needs --backend coreml: drop one of them")
-    if options.deployment_target != INT8_TARGET:
-        raise UserError(
-            f"--cache-io {options.cache_io} needs --deployment-target {INT8_TARGET}: older systems take none"
-        )
-
-
 def build_program(
     checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache, storage: Storage = FP16
 ) -> CoreMLProgram:
@@ -81,7 +66,6 @@ def package_name(checkpoint: Checkpoint) -> str:
 
 def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
-    check_options(options)
     storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
         return export_android(_android_options(options), command, stage)
@@ -139,8 +123,8 @@ def _package(
     stage: Stage,
 ) -> dict[str, object]:
     """Convert both functions and merge them into one package; the manifest's sections about it."""
-    from export import coreml_convert as core_ml
-    from export.coreml_report import package_report
+    from export.coreml import convert as core_ml
+    from export.coreml.report import package_report
 
     sizes = {core_ml.DECODE: 1, core_ml.PREFILL: planned.plan.chunk}
     name = package_name(checkpoint)
@@ -187,8 +171,8 @@ def _delegate(
     folder: Path,
     stage: Stage,
 ) -> dict[str, object]:
-    from adakv_model.artifact import PROGRAM
-    from export.coreml_delegate import lower_to_delegate
+    from adakv_model.runtime.manifest import PROGRAM
+    from export.coreml.delegate import lower_to_delegate
 
     with stage("lower to Core ML delegate"):
         calls = lower_to_delegate(program, checkpoint.config, planned.plan, options.deployment_target, folder / PROGRAM)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakv_model.artifact import Artifact
-from adakv_model.budget import CacheOptions
-from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.controller import FEATURE_SETS
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
-from adakv_model.generate import prefill
-from adakv_model.testing_checkpoints import SMALL, write_folder
+from adakv_model.features import FEATURE_SETS
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.generate import prefill
 from device_tests.exporting import ROOT, run_export
 from export.android import AndroidOptions, export_android
 from export.artifact import atomic_folder
@@ -44,7 +44,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     out, done = tiny
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)
-    assert manifest == json.loads((out / "manifest.json").read_text())
+    assert manifest == json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert {"model.pte", "libadakv_ops.so"} <= manifest["files"].keys()
     assert manifest["kv_cache"]["bits_per_value"] <= 10
     assert manifest["kv_cache"]["bytes_allocated"] >= sum(manifest["kv_cache"]["bytes"].values())
@@ -96,10 +96,10 @@ def test_an_existing_artifact_is_replaced_only_on_success(
     tiny: tuple[Path, subprocess.CompletedProcess], folder: Path
 ) -> None:
     out, _ = tiny
-    before = (out / "manifest.json").read_text()
+    before = (out / "manifest.json").read_text(encoding="utf-8")
     failed = run_export("--checkpoint", str(folder), "--context", "64", "--kv-bits", "1", "--out", str(out))
     assert failed.returncode == 2
-    assert (out / "manifest.json").read_text() == before
+    assert (out / "manifest.json").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_bad_checkpoints(folder: Path, tmp_path: Path) -> None:
     assert "truncated" in message(truncated)
     foreign = tmp_path / "foreign"
     write_folder(foreign, draw_weights(SMALL, 0))
-    config = json.loads((foreign / "config.json").read_text())
+    config = json.loads((foreign / "config.json").read_text(encoding="utf-8"))
     (foreign / "config.json").write_text(
-        json.dumps(config | {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})
+        json.dumps(config | {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}), encoding="utf-8"
     )
     assert "gpt2" in message(foreign).lower()
 
@@ -159,7 +159,7 @@ def test_bad_checkpoints(folder: Path, tmp_path: Path) -> None:
 def test_output_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     occupied = tmp_path / "occupied"
     occupied.mkdir()
-    (occupied / "thesis.tex").write_text("years of work")
+    (occupied / "thesis.tex").write_text("years of work", encoding="utf-8")
     done = run_export("--checkpoint", str(folder), "--out", str(occupied))
     assert done.returncode == 2
     assert "is not empty and not an artifact" in done.stderr
@@ -171,7 +171,7 @@ def test_output_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
     def fill(folder: Path) -> None:
-        (folder / "model.pte").write_text("half")
+        (folder / "model.pte").write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(UserError, match="is full: free some space"), atomic_folder(tmp_path / "out") as folder:

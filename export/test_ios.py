@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adakv_model.artifact import Artifact
-from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
-from adakv_model.testing_checkpoints import SMALL, write_folder
+from adakv_model.runtime.artifact import Artifact
 from device_tests.exporting import run_export
 
 

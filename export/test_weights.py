@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakv_model.checkpoint_gguf import dequantize, open_gguf
-from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.gguf import dequantize, open_gguf
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.checkpoints.testing_checkpoints import SMALL
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
-from adakv_model.int4 import Int4NormLinear, decode
 from adakv_model.kv_cache import FloatCache
+from adakv_model.linear.int4 import Int4NormLinear, decode
 from adakv_model.model import Llama, build_model
-from adakv_model.testing_checkpoints import SMALL
 from export.asymmetric import fit_groups, int4_block, int4_weight
-from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+from export.options import RECIPES, default_embedding
+from export.weights import quantize_weights, stored_bits
 
 
 def small_model(config: LlamaConfig = SMALL) -> Llama:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from adakv_model.checkpoint_sources import default_cache_dir
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from peers import show
 from peers.bench import Bench, Settings
 from peers.children import SCRIPTS
@@ -75,7 +75,7 @@ def main(
     setup: Annotated[bool, typer.Option("--setup", help="Make the peers' environment and stop.")] = False,
 ) -> None:
     """Measure, then show and write what was measured."""
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     if setup:
         make_environment(peers_venv)
         return
@@ -103,8 +103,8 @@ def main(
         rows = bench.run(store)
     except KeyboardInterrupt:
         raise UserError(f"interrupted: go on with --resume, {json_path} has {len(store.cells)} cells") from None
-    terminal = Console()
-    Console(width=terminal.width if terminal.is_terminal else show.WIDTH).print(show.table(rows))
+    terminal = make_console(stderr=False)
+    make_console(stderr=False, width=terminal.width if terminal.is_terminal else show.WIDTH).print(show.table(rows))
     for note in bench.notes:
         console.print(note, style="dim")
     if plot is not None and rows:
@@ -115,7 +115,7 @@ def make_environment(folder: Path) -> None:
     """A virtual environment with the pinned requirements of the peers; torch first, see the Makefile."""
     python = folder / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
+    torch = next(line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
     commands = [[sys.executable, "-m", "venv", str(folder)]] if not python.exists() else []
     for command in (*commands, [*install, torch], [*install, "-r", str(REQUIREMENTS)]):
         if subprocess.run(command).returncode:

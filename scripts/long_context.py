@@ -20,11 +20,11 @@ import torch
 import typer
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.policies import BUDGETED, NAMES
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
+from adakv_model.simulation.policies import BUDGETED, NAMES
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.choices import score_items

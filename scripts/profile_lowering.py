@@ -16,19 +16,21 @@ from typing import Annotated
 import typer
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
-from rich.console import Console
 from rich.table import Table
 from torch.export import ExportedProgram
 
-from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoint_weights import draw_weights
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
 from adakv_model.tables import neutral_tables
+from adakv_model.terminal import make_console
 from export import lowering
 from export.android import build_exportable
+from export.options import default_embedding
 from export.quiet import quiet
-from export.weights import default_embedding, quantize_weights
+from export.weights import quantize_weights
 
 RECIPE = "8da8w"  # one whose layers XNNPACK computes
 
@@ -71,7 +73,7 @@ def main(
     table = Table("path", "seconds", "of stock", "delegates", title=f"{layers} layers")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.1f}", f"{value / seconds['stock']:.2f}", str(delegates[name]))
-    Console(stderr=True).print(table)
+    make_console().print(table)
     print(json.dumps({"layers": layers, "seconds": seconds, "delegates": delegates}))
 
 

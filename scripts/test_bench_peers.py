@@ -9,12 +9,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 import bench_peers
 from adakv_model.config import get_model
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from make_tiny_artifact import main as make_tiny_artifact
 from peers import bench, children, prepare, probe, random_gguf, rows, show, stock, systems
 from peers.measure import measure, nll
@@ -112,7 +112,7 @@ def test_rows_without_a_loss_are_not_judged() -> None:
 
 def test_table_and_plot_show_the_mark(tmp_path: Path) -> None:
     made = rows.make_rows(CELLS, tolerance=0.25)
-    console = Console(width=200, record=True, file=(tmp_path / "table").open("w"))
+    console = make_console(stderr=False, width=200, record=True, file=(tmp_path / "table").open("w", encoding="utf-8"))
     console.print(show.table(made))
     text = console.export_text()
     assert text.count(show.WRONG) == 1
@@ -139,7 +139,7 @@ def test_resumed_store_keeps_results_and_drops_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"cells": [], "options": {"steps": 5}}'])
 def test_foreign_results_are_not_resumed(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"results\.json"):
         Store(path, {"steps": 4}, resume=True)
 
@@ -244,13 +244,13 @@ def test_random_gguf_has_the_shape_and_the_tokenizer(tmp_path: Path) -> None:
 
 def test_sources_decide_about_a_new_export(tmp_path: Path) -> None:
     for name in prepare.SOURCE_FILES:
-        (tmp_path / name).write_text("x")
+        (tmp_path / name).write_text("x", encoding="utf-8")
     (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "a.py").write_text("a")
+    (tmp_path / "export" / "a.py").write_text("a", encoding="utf-8")
     before = prepare.source_hash(tmp_path)
-    (tmp_path / "export" / "test_a.py").write_text("tests do not matter")
+    (tmp_path / "export" / "test_a.py").write_text("tests do not matter", encoding="utf-8")
     assert prepare.source_hash(tmp_path) == before
-    (tmp_path / "export" / "a.py").write_text("b")
+    (tmp_path / "export" / "a.py").write_text("b", encoding="utf-8")
     assert prepare.source_hash(tmp_path) != before
 
 
@@ -268,6 +268,6 @@ def test_our_driver_measures_the_tiny_artifact(tmp_path: Path) -> None:
     assert len(result["decode_ms"]) == 8
     assert min(result["decode_ms"]) > 0
     assert 3 < result["nll"] < 12
-    manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text(encoding="utf-8"))
     assert result["kv_bytes"] == manifest["kv_cache"]["bytes_allocated"]
     assert "avx2" in result["build"]

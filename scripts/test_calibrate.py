@@ -15,8 +15,8 @@ import calibrate
 from adakv_model.corpus import cut_windows
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model, rope_tables
-from adakv_model.plan import left
 from adakv_model.tables import CalibrationTables
+from adakv_model.window import left
 from training import collect
 from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
 from training.frequency import SMOOTHING, log_frequencies
@@ -165,7 +165,7 @@ def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, t
     assert (rows.sensitivity > 0).all()
     identity = rows.q_transform.transpose(-1, -2) @ rows.k_transform.float()
     torch.testing.assert_close(identity, torch.eye(CONFIG.head_dim).expand_as(identity), rtol=0, atol=1e-3)
-    log = json.loads((tmp_path / "t.calibrate.json").read_text())
+    log = json.loads((tmp_path / "t.calibrate.json").read_text(encoding="utf-8"))
     assert log == tables.info["calibration"]
     assert log["tokens"] == 256
     assert log["measured"]["both"] > 0

@@ -14,11 +14,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
-from adakv_model.scoring import Scored
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
+from adakv_model.simulation.scoring import Scored
 from evaluation import data, perplexity, results
 from evaluation.choices import encode_items, encode_pair, score_items
 from evaluation.policies import PolicySpec, load_tables
@@ -30,7 +30,7 @@ from evaluation.testing import ITEMS, arguments
 def run(checkpoint: Path, data_dir: Path, out: Path, **changes: Any) -> dict[str, Any]:
     done = CliRunner().invoke(evaluate.app, arguments(checkpoint, data_dir, out, **changes))
     assert done.exit_code == 0, done.output
-    return json.loads((out / "out.json").read_text())
+    return json.loads((out / "out.json").read_text(encoding="utf-8"))
 
 
 def test_a_task_reports_every_documented_key(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_task_reports_every_documented_key(tiny_folder: Path, tiny_data: Path,
     assert 0 <= out["same_choice"] <= 1
     assert out["total_bits"] > 2
     assert set(out["against"]) == {"naive-4"}
-    assert (tmp_path / "results.jsonl").read_text().count("\n") == 1
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
 def test_the_text_reports_loss_and_perplexity(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_an_interrupted_run_continues_to_the_same_result(tiny_folder: Path, tiny
 
 def test_a_larger_limit_scores_only_the_new_items(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
     run(tiny_folder, tiny_data, tmp_path, limit=5)
-    files = {path: path.read_text() for path in (tmp_path / "work").iterdir()}
+    files = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "work").iterdir()}
     out = run(tiny_folder, tiny_data, tmp_path, limit=7)
     assert out["n"] == 7
-    assert {path: path.read_text()[: len(text)] for path, text in files.items()} == files
+    assert {path: path.read_text(encoding="utf-8")[: len(text)] for path, text in files.items()} == files
     assert len(list((tmp_path / "work").iterdir())) == len(files)
 
 
@@ -203,7 +203,7 @@ def test_bad_input_is_one_line(
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"query": "w1"}', '{"query": "w1", "choices": ["w2", "w3"], "gold": 2}'])
 def test_a_broken_item_is_named_by_its_line(line: str, tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "piqa.jsonl.gz", "wt") as file:
+    with gzip.open(tmp_path / "piqa.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write('{"query": "w1", "choices": ["w2", "w3"], "gold": 1}\n' + line)
     with pytest.raises(data.UserError, match=r"piqa.jsonl.gz line 2"):
         data.load_items("piqa", tmp_path)

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.artifact import MANIFEST
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
+from adakv_model.runtime.manifest import MANIFEST
 from evaluation.lm_eval_model import AdaKV
 from evaluation.testing import ITEMS, arguments
 from export.android import AndroidOptions, export_android
@@ -35,15 +35,15 @@ def changed(artifact: Path, copy: Path, **sections: Any) -> Path:
     for file in artifact.iterdir():
         if file.name != MANIFEST:
             (copy / file.name).symlink_to(file)
-    manifest = json.loads((artifact / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps(manifest | sections))
+    manifest = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+    (copy / MANIFEST).write_text(json.dumps(manifest | sections), encoding="utf-8")
     return copy
 
 
 def run(checkpoint: Path, data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     done = CliRunner().invoke(evaluate.app, arguments(checkpoint, data, out, policy="static-3", **changes))
     assert done.exit_code == 0, done.output
-    return json.loads((out / "out.json").read_text())
+    return json.loads((out / "out.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("task", ["wikitext2", "piqa"])
@@ -73,7 +73,7 @@ def test_a_program_against_itself_differs_by_nothing(
 def test_a_program_of_other_weights_is_refused(
     artifact: Path, tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    model = json.loads((artifact / MANIFEST).read_text())["model"]
+    model = json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))["model"]
     model["source"]["sha256"] = "0" * 64
     other = changed(artifact, tmp_path / "other", model=model)
     done = CliRunner().invoke(evaluate.app, arguments(tiny_folder, tiny_data, tmp_path, artifact=other))

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import long_context
-from adakv_model.checkpoints import Checkpoint
-from adakv_model.text import TextCodec, codec_for
+from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.runtime.text import TextCodec, codec_for
 from evaluation import needles, positions
 from evaluation.choices import score_items
 from evaluation.data import UserError
@@ -137,7 +137,7 @@ def command(checkpoint: Path, data: Path, out: Path) -> list[str]:
 def test_the_command_writes_plot_and_numbers(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(long_context.app, command(tiny_folder, tiny_data, tmp_path))
     assert done.exit_code == 0, done.output
-    out = json.loads((tmp_path / "long.json").read_text())
+    out = json.loads((tmp_path / "long.json").read_text(encoding="utf-8"))
     assert [row["begin"] for row in out["positions"]] == [1, 128]
     assert [(row["length"], row["depth"], row["prompts"]) for row in out["retrieval"]][:3] == [
         (60, None, 4), (60, 0.2, 2), (60, 0.8, 2),
@@ -147,7 +147,7 @@ def test_the_command_writes_plot_and_numbers(tiny_folder: Path, tiny_data: Path,
     again = CliRunner().invoke(long_context.app, command(tiny_folder, tiny_data, tmp_path))
     assert again.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in stored} == stored  # nothing is scored twice
-    assert json.loads((tmp_path / "long.json").read_text()) == out
+    assert json.loads((tmp_path / "long.json").read_text(encoding="utf-8")) == out
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ def test_missing_points_are_made_once(tiny_folder: Path, tiny_data: Path, tmp_pa
     for _ in range(2):
         done = run(tmp_path, "--run", **options)
         assert done.exit_code == 0, done.output
-    assert (tmp_path / "r.jsonl").read_text().count("\n") == 6
-    points = json.loads((tmp_path / "pareto.json").read_text())["points"]
+    assert (tmp_path / "r.jsonl").read_text(encoding="utf-8").count("\n") == 6
+    points = json.loads((tmp_path / "pareto.json").read_text(encoding="utf-8"))["points"]
     assert [(p["context"], p["policy"]) for p in points if p["policy"] != "naive-4"] == [
         (32, "static-2"), (32, "static-3"), (64, "static-2"), (64, "static-3"),
     ]  # fmt: skip
     assert all(p["loss_diff_se"] > 0 for p in points)
     assert (tmp_path / "pareto.png").read_bytes().startswith(PNG)
-    table = (tmp_path / "pareto.md").read_text()
+    table = (tmp_path / "pareto.md").read_text(encoding="utf-8")
     assert "Context 32, 8 windows" in table
     assert table.count("| static-3 |") == 2
 
@@ -72,7 +72,9 @@ def test_a_difference_of_nothing_can_be_drawn(tmp_path: Path) -> None:
     done = run(tmp_path, contexts="512")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "pareto.png").read_bytes().startswith(PNG)
-    assert "| adaptive 3 | 3.00 | 20.00 | -0.10 % | -0.0010 |  |" in (tmp_path / "pareto.md").read_text()
+    assert "| adaptive 3 | 3.00 | 20.00 | -0.10 % | -0.0010 |  |" in (tmp_path / "pareto.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
@@ -38,10 +38,10 @@ def test_its_command_line_agrees_with_evaluate(tiny_folder: Path, tiny_data: Pat
         *("--metadata", f"data_dir={tiny_data}"),
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(next(out.rglob("results_*.json")).read_text())["results"]
+    report = json.loads(next(out.rglob("results_*.json")).read_text(encoding="utf-8"))["results"]
     ran = CliRunner().invoke(evaluate.app, arguments(tiny_folder, tiny_data, tmp_path))
     assert ran.exit_code == 0, ran.output
-    ours = json.loads((tmp_path / "out.json").read_text())
+    ours = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     for metric in ("acc", "acc_norm"):
         assert report["adakv_piqa"][f"{metric},none"] == pytest.approx(ours[metric])
         assert report["adakv_piqa"][f"{metric}_stderr,none"] == pytest.approx(ours[f"{metric}_se"])

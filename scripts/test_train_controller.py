@@ -15,12 +15,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import train_controller
-from adakv_model.controller import FEATURE_SETS, Controller, ImportanceScorer
+from adakv_model.controller import Controller, ImportanceScorer
+from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import build_model
 from adakv_model.plan import BLOCK, CachePlan, round_up
 from adakv_model.quantizer import GAUSSIAN_MSE
-from adakv_model.reference import FEATURES
 from adakv_model.tables import CalibrationTables, neutral_tables
 from test_calibrate import run
 from training import collect, fit
@@ -159,7 +159,7 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
         assert len(quantiles) == 257
         assert (quantiles.diff() >= 0).all()
         assert quantiles[0] < quantiles[-1]
-    log = json.loads((tmp_path / "t.json").read_text())
+    log = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert log == after.info
     assert log["controller"] == "trained"
     assert "calibration" in log
@@ -177,7 +177,7 @@ def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder
     other = tmp_path / "other.safetensors"
     dataclasses.replace(good, v_mean=good.v_mean[:1]).save(other)
     text_of = tmp_path / "text.txt"
-    text_of.write_text("w1 w2")
+    text_of.write_text("w1 w2", encoding="utf-8")
     for changes, message in (
         ({"tables": other}, "run scripts/calibrate.py on this checkpoint"),
         ({"tables": tmp_path / "none.safetensors"}, "no calibration tables at"),

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from adakv_model.attention import apply_rope
-from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.model import build_model, rope_tables
-from adakv_model.plan_rows import PlanRows
-from adakv_model.policies import make_policy
-from adakv_model.scoring import Simulator
+from adakv_model.simulation.plan_rows import PlanRows
+from adakv_model.simulation.policies import make_policy
+from adakv_model.simulation.scoring import Simulator
 from adakv_model.tables import neutral_tables
 from calibrate import row_tables
 from training.collect import Settings, WindowRecord

@@ -18,19 +18,19 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
-from adakv_model.controller import FEATURE_SETS, ImportanceScorer
+from adakv_model.controller import ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
-from adakv_model.reference import FEATURES
+from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.tables import CalibrationTables
+from adakv_model.terminal import make_console
 from calibrate import checked_settings, has_second_sample
 from evaluation.results import numbers
 from training import cli, fit
@@ -272,7 +272,7 @@ def show(results: dict) -> None:
     full = results["held_out"]["all"]
     for name in ("random", "oracle_other_sample", "oracle"):
         table.add_row(name.replace("_", ", ", 1).replace("_", " "), f"{full[f'{name}_over_static']:.3f}", "", "", "")
-    Console().print(table)
+    make_console(stderr=False).print(table)
 
 
 if __name__ == "__main__":

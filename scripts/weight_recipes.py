@@ -26,21 +26,22 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as functional
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from adakv_model.artifact import Artifact, set_threads
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from device_tests.coreml_weights import load_package_weights
+from adakv_model.runtime.artifact import Artifact, set_threads
+from adakv_model.terminal import make_console
+from device_tests.coreml.weights import load_package_weights
 from evaluation.results import numbers
-from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+from export.options import RECIPES, default_embedding
+from export.weights import quantize_weights, stored_bits
 from training import cli
 from weights.shuffled import shuffled_channels
 from weights.speed import alternate
@@ -259,7 +260,7 @@ class Scorer:
             **self.identity,
         }
         self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a") as file:
+        with self.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         return row
 
@@ -267,7 +268,7 @@ class Scorer:
         if not self.results.is_file():
             return None
         wanted = json.loads(json.dumps({**key, **self.identity}))
-        for line in reversed(self.results.read_text().splitlines()):
+        for line in reversed(self.results.read_text(encoding="utf-8").splitlines()):
             row = json.loads(line)
             if all(row.get(name) == value for name, value in wanted.items()) and ("program" in row) == (
                 "program" in key
@@ -277,7 +278,7 @@ class Scorer:
 
 
 def show(rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
-    console = Console(stderr=True, highlight=False)
+    console = make_console()
     if rows:
         first = rows[0]
         table = Table(title=f"{first['text']['name']}, {first['n']} tokens, float weights {first['float_ppl']:.2f}")

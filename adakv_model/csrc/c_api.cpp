@@ -1,4 +1,4 @@
-// The kernels as plain C functions, for tests and for eager runs on the fast kernels (adakv_model/native.py).
+// The kernels as plain C functions, for tests and for eager runs on the fast kernels (adakv_model/runtime/native.py).
 #include <cstring>
 #include <thread>
 #include <vector>

@@ -3,8 +3,8 @@
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 #include <executorch/runtime/platform/platform.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <fstream>
 #include <stdexcept>
 
@@ -13,6 +13,7 @@ namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
   bool _unsafe_reset_threadpool(uint32_t count);
+  size_t get_thread_count() const;
 };
 ThreadPool* get_threadpool();
 }  // namespace executorch::extension::threadpool
@@ -105,9 +106,42 @@ const float* Model::step(const std::vector<int64_t>& tokens) {
   return logits.const_data_ptr<float>() + (logits.numel() - vocabulary_);  // a program has all rows, or the last
 }
 
-int64_t Model::attribute_bytes(const std::string& name) {
-  const auto tensor = program_->forward_method().get_attribute(name);
-  return tensor.ok() ? int64_t(tensor->nbytes()) : 0;
+const float* Model::prefill(const std::vector<int64_t>& tokens, int64_t most) {
+  const float* logits = nullptr;
+  for (auto begin = tokens.begin(); begin != tokens.end();) {
+    const auto end = begin + next_chunk(tokens.end() - begin, most);
+    logits = step({begin, end});
+    begin = end;
+  }
+  return logits;
+}
+
+void Model::check_fits(int64_t count) const {
+  if (count <= context_) return;
+  throw std::runtime_error("the prompt has " + std::to_string(count) + " tokens and the program holds " +
+                           std::to_string(context_) + ": shorten it, or export with a larger --context");
+}
+
+void Model::check_tokens(const std::vector<int64_t>& tokens) const {
+  for (int64_t token : tokens) {
+    if (token < vocabulary_) continue;
+    throw std::runtime_error("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                             std::to_string(vocabulary_));
+  }
+}
+
+int64_t Model::prefill_chunk(int64_t wanted) const {
+  if (wanted <= chunk_) return wanted > 0 ? wanted : chunk_;
+  throw std::runtime_error("--chunk is at most " + std::to_string(chunk_) + " for this program");
+}
+
+void Model::each_state(const std::function<void(const std::string&, const void*, size_t)>& visit) {
+  const auto visit_one = [&](const std::string& name) {
+    const auto tensor = program_->forward_method().get_attribute("cache." + name);
+    if (tensor.ok()) visit(name, tensor->const_data_ptr(), tensor->nbytes());
+  };
+  for (const char* name : {"progress", "tiers", "history", "observed", "attention", "last_logits"}) visit_one(name);
+  for (int64_t layer = 0; layer < layers_; ++layer) visit_one("cache_" + std::to_string(layer));
 }
 
 TierCounts Model::counts() {
@@ -116,12 +150,7 @@ TierCounts Model::counts() {
   if (!progress.ok()) fail("the program keeps no cache.progress", progress.error());
   const int32_t* used = progress->const_data_ptr<int32_t>();
   for (int64_t k = 1; k < progress->numel(); ++k) counts.tokens.push_back(used[k]);
-  for (const char* name : {"progress", "tiers", "history", "observed", "attention", "last_logits"}) {
-    counts.bytes += attribute_bytes(std::string("cache.") + name);
-  }
-  for (int64_t layer = 0; layer < layers_; ++layer) {
-    counts.bytes += attribute_bytes("cache.cache_" + std::to_string(layer));
-  }
+  each_state([&](const std::string&, const void*, size_t bytes) { counts.bytes += int64_t(bytes); });
   return counts;
 }
 
@@ -129,5 +158,7 @@ void set_threads(int count) {
   quiet_runtime();
   executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(uint32_t(count));
 }
+
+int64_t thread_count() { return int64_t(executorch::extension::threadpool::get_threadpool()->get_thread_count()); }
 
 }  // namespace adakv::runner

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adakv_model.artifact import HostModel
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama
 from adakv_model.reference import nearest_tier_with_room
+from adakv_model.runtime.artifact import HostModel
 
 
 @dataclass

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from adakv_model.artifact import Artifact
-from adakv_model.generate import decode, prefill
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.generate import decode, prefill
 from device_tests.parity.compare import Agreement
 from device_tests.parity.conftest import TEXT
 from device_tests.parity.eager import checkpoint_of

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from adakv_model.checkpoint_sources import default_cache_dir
-from adakv_model.checkpoints import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, text_column
 from evaluation.policies import Tables, load_tables
 from evaluation.store import ItemStore
 
-console = Console(stderr=True, highlight=False)
+console = make_console()
 
 FLOAT_BYTES = 4
 MAX_BATCH = 64  # sequences; with steps of 8 tokens, 512 rows a matrix product, where larger ones gain nothing
@@ -61,9 +61,9 @@ class Bench:
     def progress(self, title: str, tokens: int) -> Iterator[Callable[[int], None]]:
         """A bar over `tokens`; yields what advances it. Nothing to do shows nothing."""
         started = time.perf_counter()
-        columns = (BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"))
+        columns = (BarColumn(), text_column("{task.completed:,.0f}/{task.total:,.0f} tokens"))
         with Progress(
-            TextColumn("{task.description}"), *columns, TimeElapsedColumn(), TimeRemainingColumn(),
+            text_column("{task.description}"), *columns, TimeElapsedColumn(), TimeRemainingColumn(),
             console=console, transient=True, disable=not tokens or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task(title, total=tokens)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from adakv_model.errors import UserError
-from adakv_model.text import TextCodec
+from adakv_model.runtime.text import TextCodec
 from evaluation.data import Item
 from evaluation.scorers import Scorer
 from evaluation.store import ItemStore

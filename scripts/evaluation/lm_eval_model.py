@@ -13,11 +13,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
 from evaluation.policies import PolicySpec, load_tables
 from evaluation.scorers import ArtifactScorer, Generator, open_artifact
 

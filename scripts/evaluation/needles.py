@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adakv_model.errors import UserError
-from adakv_model.text import TextCodec
+from adakv_model.runtime.text import TextCodec
 from evaluation.choices import EncodedItem, encode_pair
 
 KINDS = ("passkey", "key-value")

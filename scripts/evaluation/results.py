@@ -30,7 +30,7 @@ def append(path: Path, result: Mapping[str, Any]) -> None:
     line = json.dumps(finite(result), sort_keys=True) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(line)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): pass another --results") from error
@@ -39,7 +39,7 @@ def append(path: Path, result: Mapping[str, Any]) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """The newest line of every point, oldest point first. Raises UserError for a missing or malformed file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
     except OSError as error:
         raise UserError(f"no results at {path} ({error.strerror}): make some with scripts/evaluate.py") from error
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     """Write atomically. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from adakv_model.artifact import Artifact
-from adakv_model.text import codec_for
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.text import codec_for
 from evaluation import choices, measurement, perplexity
 from evaluation.bench import Bench
 from evaluation.data import TEXT_TASK, load_items, load_text

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adakv_model.artifact import Artifact
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.scoring import Scored, Simulator
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.simulation.scoring import Scored, Simulator
 
 
 class Scorer(Protocol):

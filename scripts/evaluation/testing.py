@@ -22,7 +22,7 @@ def write_data(folder: Path) -> None:
         return " ".join(f"w{draw.randrange(WORDS)}" for _ in range(count))
 
     for task, name in FILES.items():
-        with gzip.open(folder / name, "wt") as file:
+        with gzip.open(folder / name, "wt", encoding="utf-8") as file:
             if task == TEXT_TASK:
                 file.write(words(640))
                 continue

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
 from adakv_model.errors import UserError
+from adakv_model.terminal import text_column
 from peers.children import run_child
 from peers.prepare import Workshop
 from peers.probe import Details, choose, probe
@@ -78,7 +79,7 @@ class Bench:
             ]
         cells = [cell for cell in self._cells(variants) if cell[:2] in models and not store.has(**_key(*cell))]
         broken: set[tuple[Variant, int, int]] = set()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task("", total=len(cells))
             for variant, context, threads, turn in cells:

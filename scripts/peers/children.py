@@ -44,7 +44,7 @@ def run_child(job: dict[str, Any], peers_venv: Path, timeout: float) -> dict[str
     system = job["engine"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
-        file.write_text(json.dumps(job))
+        file.write_text(json.dumps(job), encoding="utf-8")
         command = [str(interpreter(system, peers_venv)), "-m", module_of(system), str(file)]
         variables = environment(system, job["threads"], job.get("isa"))
         try:

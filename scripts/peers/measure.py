@@ -89,7 +89,7 @@ def measure(load: Callable[[dict], Engine], job: dict) -> dict[str, Any]:
 def peak_memory() -> int:
     """KiB. From /proc where there is one: getrusage's number starts with that of the parent at the fork."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -97,7 +97,7 @@ def peak_memory() -> int:
 
 def cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -106,7 +106,7 @@ def cpu_name() -> str:
 
 def child_main(load: Callable[[dict], Engine]) -> None:
     """Body of a run_*.py: the job from the file named on the command line, the result on stdout."""
-    result = measure(load, json.loads(Path(sys.argv[1]).read_text()))
+    result = measure(load, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     sys.stdout.flush()
     print("\n" + RESULT + json.dumps(result), flush=True)
     os._exit(0)  # some libraries crash or hang when they are taken apart

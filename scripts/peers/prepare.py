@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from adakv_model.checkpoint_hf import sha256_of
-from adakv_model.checkpoint_sources import default_cache_dir, fetch_bundled_file
-from adakv_model.checkpoint_weights import Checkpoint
-from adakv_model.checkpoints import load_checkpoint
+from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
+from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.native import operator_library
+from adakv_model.runtime.native import operator_library
 from peers import stock
 from peers.children import SCRIPTS
 from peers.hf_folder import write_hf_folder
@@ -128,7 +128,9 @@ class Workshop:
             self._run([str(self._peer_python()), *builder])
             shutil.rmtree(folder.with_suffix(".cache"), ignore_errors=True)
 
-        return self._keep("onnxruntime-genai model", "onnx", make, self.model, ONNX_OPTIONS, REQUIREMENTS.read_text())
+        return self._keep(
+            "onnxruntime-genai model", "onnx", make, self.model, ONNX_OPTIONS, REQUIREMENTS.read_text(encoding="utf-8")
+        )
 
     def mnn_folder(self) -> Path:
         source = self.hf_folder()
@@ -144,7 +146,7 @@ class Workshop:
             options = ["--path", str(source), "--export", "mnn", "--dst_path", str(folder), *MNN_OPTIONS]
             self._run([str(self._peer_python()), str(script), *options])
 
-        return self._keep("MNN model", "mnn", make, self.model, MNN_OPTIONS, REQUIREMENTS.read_text())
+        return self._keep("MNN model", "mnn", make, self.model, MNN_OPTIONS, REQUIREMENTS.read_text(encoding="utf-8"))
 
     def stock_program(self, cache: str, context: int) -> Path:
         def make(folder: Path) -> None:

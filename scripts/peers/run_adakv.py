@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from adakv_model.artifact import Artifact, set_threads
-from adakv_model.generate import prefill
+from adakv_model.runtime.artifact import Artifact, set_threads
+from adakv_model.runtime.generate import prefill
 from peers.measure import child_main
 
 
 class AdaKV:
-    """An Engine on HostModel; the prompt is cut as adakv_model.generate cuts it."""
+    """An Engine on HostModel; the prompt is cut as adakv_model.runtime.generate cuts it."""
 
     def __init__(self, job: dict) -> None:
         set_threads(job["threads"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adakv_model.artifact import set_threads
+from adakv_model.runtime.artifact import set_threads
 from peers.measure import child_main
 
 
@@ -18,7 +18,7 @@ class StockExecuTorch:
     """An Engine on a program of export_llama: the prompt is one call, as in its own runner."""
 
     def __init__(self, job: dict) -> None:
-        import executorch.extension.llm.custom_ops.custom_ops
+        import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401
         import executorch.kernels.quantized  # noqa: F401
         from executorch.extension.pybindings import _C
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 
 CHECKPOINT, PARAMS, PROGRAM = "checkpoint.pth", "params.json", "model.pte"
 
@@ -55,7 +55,7 @@ def write_meta_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "use_hf_rope": True,
         "attention_qkv_bias": False,
     }
-    (folder / PARAMS).write_text(json.dumps(params))
+    (folder / PARAMS).write_text(json.dumps(params), encoding="utf-8")
 
 
 def export_command(folder: Path, context: int, int8_cache: bool) -> list[str]:

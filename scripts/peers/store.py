@@ -26,7 +26,7 @@ class Store:
 
     def _read(self) -> None:
         try:
-            content = json.loads(self.path.read_text())
+            content = json.loads(self.path.read_text(encoding="utf-8"))
             cells, options = content["cells"], content["options"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is not a results file of this script ({error}): name another") from error
@@ -51,7 +51,7 @@ class Store:
         content["cells"] = self.cells
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             temporary.replace(self.path)
         except OSError as error:
             raise UserError(f"cannot write {self.path} ({error.strerror}): choose another place") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.corpus import read_text
-from adakv_model.text import codec_for
+from adakv_model.runtime.text import codec_for
 
 
 def tokens_of(path: Path, checkpoint: Checkpoint, count: int) -> tuple[list[int], str]:

@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -28,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, text_column
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +86,13 @@ def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str,
 def track(title: str, items: Sequence[Any]) -> Iterator[Any]:
     """Iterate with a progress bar."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as progress:
+    with Progress(text_column("{task.description}"), *columns, console=make_console()) as progress:
         yield from progress.track(items, description=title)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

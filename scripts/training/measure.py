@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, one_tier_plan, unit_damages
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.budget import one_tier_plan, unit_damages
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.plan import CachePlan
-from adakv_model.plan_rows import PlanRows
-from adakv_model.policies import make_policy
-from adakv_model.scoring import Simulator
+from adakv_model.simulation.plan_rows import PlanRows
+from adakv_model.simulation.policies import make_policy
+from adakv_model.simulation.scoring import Simulator
 from adakv_model.tables import CalibrationTables, RowTables
 from training.cli import digest_of, resumable, track, work_folder
 from training.divergence import divergence, exact_log_probs

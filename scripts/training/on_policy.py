@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, plan_cache
-from adakv_model.checkpoints import Checkpoint
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.controller import ImportanceScorer, tier_terms
 from adakv_model.model import build_model
-from adakv_model.plan_rows import PlanRows
-from adakv_model.policies import make_policy
-from adakv_model.scoring import Simulator
+from adakv_model.simulation.plan_rows import PlanRows
+from adakv_model.simulation.policies import make_policy
+from adakv_model.simulation.scoring import Simulator
 from adakv_model.tables import CalibrationTables
 from training.cli import digest_of, track, work_folder
 from training.divergence import divergence, exact_log_probs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
-from adakv_model.plan_rows import PlanRows
+from adakv_model.simulation.plan_rows import PlanRows
 
 
 class SoftTierCache(nn.Module):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from adakv_model.checkpoint_weights import draw_weights
+from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import LlamaConfig
 
 WORDS = 32
@@ -39,7 +39,7 @@ def tiny_weights(seed: int = 0) -> dict[str, Tensor]:
 
 def write_tiny_folder(folder: Path) -> None:
     """A Hugging Face folder with a word-level tokenizer, and text.txt of 640 words."""
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **CONFIG.to_hf()}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **CONFIG.to_hf()}), encoding="utf-8")
     names = {k if k.startswith("lm_head") else f"model.{k}": v for k, v in tiny_weights().items()}
     save_file(names, folder / "model.safetensors")
     vocabulary = {f"w{i}": i for i in range(WORDS)} | {"?": WORDS}
@@ -47,7 +47,7 @@ def write_tiny_folder(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     draws = torch.randint(WORDS, (640,), generator=torch.Generator().manual_seed(1)).tolist()
-    (folder / "text.txt").write_text(" ".join(f"w{i}" for i in draws))
+    (folder / "text.txt").write_text(" ".join(f"w{i}" for i in draws), encoding="utf-8")
 
 
 def arguments(folder: Path, tables: Path, **changes: Any) -> list[str]:

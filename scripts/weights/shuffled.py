@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adakv_model.checkpoint_weights import Checkpoint
+from adakv_model.checkpoints.weights import Checkpoint
 
 
 def shuffled_channels(checkpoint: Checkpoint, seed: int = 0) -> dict[str, Tensor]:

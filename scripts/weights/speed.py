@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from adakv_model.artifact import Artifact
+from adakv_model.runtime.artifact import Artifact
 from training import cli
 
 STEPS = 12  # decode steps of one turn, after a prompt of one chunk

@@ -1,4 +1,4 @@
-// Linear layers of 4-bit weights on asymmetric grids. Format and source of truth: adakv_model/int4.py.
+// Linear layers of 4-bit weights on asymmetric grids. Format and source of truth: adakv_model/linear/int4.py.
 #pragma once
 
 #include "linear/linear.h"

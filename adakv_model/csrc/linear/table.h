@@ -1,4 +1,4 @@
-// The token table: embedding and output matrix in one copy. Format and source of truth: adakv_model/table.py.
+// The token table: embedding and output matrix in one copy. Format and source of truth: adakv_model/linear/table.py.
 #pragma once
 
 #include "linear/linear.h"

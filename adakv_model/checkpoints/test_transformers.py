@@ -1,0 +1,214 @@
+"""Odd but legal folders: the codec and the configuration are what transformers reads from the same files.
+
+Where ours refuses what transformers reads, test_config.py and test_gguf.py say so by name.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers, processors
+
+from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.checkpoints.testing_checkpoints import SMALL, SPECIAL, small_tokenizer, write_folder, write_tokenizer
+from adakv_model.checkpoints.weights import Checkpoint, draw_weights
+from adakv_model.runtime.text import codec_for
+
+WEIGHTS = draw_weights(SMALL, seed=1)
+TEXTS = ("", "Hello world", "höflich 12", "<|im_start|>user\nHi<|im_end|>\n", " <extra> x", "word " * 40)
+MESSAGES = [{"role": "system", "content": "S"}, {"role": "user", "content": "ö <|im_end|>"}]
+CHAT = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
+TEMPLATES = (
+    CHAT + "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}",
+    "{% if tools is not none %}TOOLS{% endif %}{% if documents is not none %}DOCS{% endif %}hi",
+    CHAT + "{% generation %}answer {{ eos_token }}{% endgeneration %}{% if add_generation_prompt %}A:{% endif %}",
+    "{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}{{ bos_token is defined }}",
+    "{%- set ns = namespace(n=0) %}\n  {% for m in messages %}\n{% set ns.n = ns.n + 1 %}{% endfor %}ö{{ ns.n }}\n",
+)
+
+
+def read_both(folder: Path) -> tuple[Checkpoint, Any]:
+    return load_checkpoint(path=folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def compare(folder: Path) -> None:
+    """Everything of a folder that a text goes through."""
+    loaded, theirs = read_both(folder)
+    codec = codec_for(loaded)
+    for text in TEXTS:
+        for special in (False, True):
+            expected = theirs(text, add_special_tokens=special)["input_ids"]
+            assert codec.encode(text, add_special_tokens=special) == expected, text
+        ids = codec.encode(text)
+        for skip in (False, True):
+            shown = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert codec.decode(ids, skip_special_tokens=skip) == shown
+    assert loaded.special_tokens == theirs.special_tokens_map
+    if theirs.chat_template is not None:
+        rendered = codec.render_chat(MESSAGES)
+        assert rendered == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+        chat = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+        assert codec.encode(rendered) == chat
+    compare_configuration(folder, loaded)
+
+
+def compare_configuration(folder: Path, loaded: Checkpoint) -> None:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    generation = folder / "generation_config.json"
+    source = "generation_config.json" if generation.is_file() else "config.json"
+    stops = transformers.GenerationConfig.from_pretrained(folder, config_file_name=source).eos_token_id
+    if stops is None:  # a generation_config.json that names none: transformers would go on for ever, ours does not
+        stops = config.eos_token_id
+    assert set(loaded.config.eos_token_ids) == set(stops if isinstance(stops, list) else [stops]) - {None}
+    assert loaded.config.bos_token_id == config.bos_token_id
+    assert loaded.config.rope_theta == config.rope_parameters["rope_theta"]
+    assert config.rope_parameters["rope_type"] == "default"
+    assert loaded.config.rms_norm_eps == config.rms_norm_eps
+    assert loaded.config.head_dim == config.head_dim
+    assert loaded.config.n_kv_heads == config.num_key_value_heads
+
+
+def token(text: str) -> st.SearchStrategy[Any]:
+    """A special token of tokenizer_config.json in each of its forms; None stands for null."""
+    added = {"__type": "AddedToken", "content": text, "lstrip": False, "rstrip": False, "normalized": False}
+    return st.sampled_from([None, text, {**added, "single_word": False, "special": True}])
+
+
+@st.composite
+def tokenizers_json(draw: st.DrawFn) -> Tokenizer:
+    tokenizer = small_tokenizer()
+    if draw(st.booleans()):
+        tokenizer.enable_truncation(24, stride=draw(st.sampled_from([0, 2])))
+    if draw(st.booleans()):
+        tokenizer.enable_padding(length=draw(st.sampled_from([None, 128])), pad_id=2, pad_token="<|im_end|>")
+    if draw(st.booleans()):
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    single = draw(st.sampled_from([None, "<|im_start|> $A", "<|im_start|> $A <|endoftext|>"]))
+    if single is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)]
+        )
+    elif draw(st.booleans()):
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+@st.composite
+def tokenizer_configs(draw: st.DrawFn) -> dict[str, Any]:
+    keys = {
+        "bos_token": token("<|im_start|>"),
+        "eos_token": token("<|im_end|>") | token("<|endoftext|>"),
+        "unk_token": token("<|endoftext|>"),
+        "pad_token": token("<|im_end|>"),
+        "add_bos_token": st.booleans(),
+        "add_eos_token": st.booleans(),
+        "extra_special_tokens": st.sampled_from([[], ["<extra>"]]),
+        "model_max_length": st.sampled_from([16, 2048]),
+        "chat_template": st.sampled_from(TEMPLATES)
+        | st.sampled_from(TEMPLATES).map(
+            lambda t: [{"name": "rag", "template": "X"}, {"name": "default", "template": t}]
+        ),
+    }
+    config = draw(st.fixed_dictionaries({"tokenizer_class": st.just("PreTrainedTokenizerFast")}, optional=keys))
+    return {**config, "clean_up_tokenization_spaces": False}
+
+
+def stop_ids() -> st.SearchStrategy[Any]:
+    return st.sampled_from([None, 0, 2, [2, 0], [0]])
+
+
+@st.composite
+def model_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Changes of config.json; a key that maps to KeyError is left out."""
+    theta = st.sampled_from([5000.0, 10000, 130000.0])
+    changes: dict[str, Any] = {"rope_parameters": KeyError, "eos_token_id": draw(stop_ids() | st.just(KeyError))}
+    changes["bos_token_id"] = draw(st.sampled_from([None, 0, 1, KeyError]))
+    if draw(st.booleans()):
+        changes["rope_theta"] = draw(theta)
+    for key in ("rope_parameters", "rope_scaling"):
+        kind = draw(st.sampled_from(["rope_type", "type", None]))
+        value = {"rope_theta": draw(theta)} if draw(st.booleans()) else {}
+        if kind is not None:
+            changes[key] = draw(st.sampled_from([None, value | {kind: "default"}]))
+    if draw(st.booleans()):
+        changes |= {"head_dim": None, "num_key_value_heads": None}
+    return changes
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokenizer=tokenizers_json(), config=tokenizer_configs(), stops=stop_ids() | st.just({}), model=model_configs())
+def test_odd_folders_read_as_transformers_reads_them(
+    tokenizer: Tokenizer, config: dict[str, Any], stops: Any, model: dict[str, Any]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_folder(Path(name), WEIGHTS)
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8")) | model
+        if model.get("num_key_value_heads", 2) is None:  # as many as heads: other weights
+            stored |= {"num_key_value_heads": 2}
+        kept = {key: value for key, value in stored.items() if value is not KeyError}
+        (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+        write_tokenizer(folder, tokenizer, **config)
+        if stops != {}:
+            (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}), encoding="utf-8")
+        compare(folder)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_templates_render_as_in_transformers(tmp_path: Path, template: str) -> None:
+    folder = write_folder(tmp_path / "small", WEIGHTS)
+    write_tokenizer(folder, tokenizer_class="PreTrainedTokenizerFast", bos_token=SPECIAL[1], eos_token=SPECIAL[2])
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    compare(folder)
+
+
+def test_older_files_are_merged_as_in_transformers(tmp_path: Path) -> None:
+    """special_tokens_map.json counts where tokenizer_config.json has no added_tokens_decoder."""
+    folder = write_folder(tmp_path / "small", WEIGHTS)
+    write_tokenizer(folder, tokenizer_class="PreTrainedTokenizerFast", eos_token=SPECIAL[0])
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}', encoding="utf-8")
+    compare(folder)
+    assert load_checkpoint(path=folder).special_tokens == {"eos_token": "<|im_end|>"}
+    decoder = {"2": {"content": "<|im_end|>", "special": True}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL[0], "added_tokens_decoder": decoder}
+    write_tokenizer(folder, **config)
+    compare(folder)
+    assert load_checkpoint(path=folder).special_tokens == {"eos_token": "<|endoftext|>"}
+
+
+def test_a_vocabulary_with_merges_is_read_without_a_tokenizer_json(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "small", WEIGHTS)
+    vocabulary = json.loads(small_tokenizer().to_str())["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "eos_token": SPECIAL[2],
+        "bos_token": SPECIAL[1],
+        "unk_token": SPECIAL[0],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded, theirs = read_both(folder)
+    codec = codec_for(loaded)
+    for text in TEXTS:
+        assert codec.encode(text, add_special_tokens=True) == theirs(text)["input_ids"]
+    assert codec.encode("Hi<|im_end|>")[-1] == 2
+
+
+@torch.no_grad()
+def test_a_folder_ends_its_text_where_transformers_ends_it(tmp_path: Path) -> None:
+    """config.json says 0, generation_config.json [2, 0]; the exporters write what the checkpoint says."""
+    folder = write_folder(tmp_path / "small", WEIGHTS, eos_token_id=0)
+    assert load_checkpoint(path=folder).config.eos_token_ids == (0,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0]}', encoding="utf-8")
+    assert load_checkpoint(path=folder).config.eos_token_ids == (2, 0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == [2, 0]

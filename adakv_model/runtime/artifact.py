@@ -1,0 +1,193 @@
+"""An exported Android artifact folder: what is in it, and a runner for its `.pte` on the host."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adakv_model.errors import UserError
+from adakv_model.plan import CachePlan
+from adakv_model.runtime import native
+from adakv_model.runtime.manifest import PROGRAM, TEMPLATE, TOKENIZER, read_manifest
+from adakv_model.runtime.text import TextCodec
+
+STATE_PREFIX = "cache."
+
+
+class Artifact:
+    """Read access to an artifact folder. Raises UserError if it is missing, partial or foreign."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.manifest = folder, read_manifest(folder)
+
+    @property
+    def program(self) -> Path:
+        """The .pte, or the .mlpackage folder of a Core ML artifact."""
+        return self.folder / self.manifest.get("program", PROGRAM)
+
+    @property
+    def operator_library(self) -> Path:
+        """The host operator library inside the folder. Raises UserError if it was removed."""
+        path = self.folder / native.LIBRARY_NAME
+        if not path.is_file():
+            raise UserError(f"the operator library {path} is missing: export again, or copy it back beside the program")
+        return path
+
+    @cached_property
+    def plan(self) -> CachePlan:
+        return CachePlan.from_manifest(self.manifest["kv_cache"])
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether a step returns the logits of each of its tokens, not of the last alone."""
+        return self.manifest.get("logits", "all") == "all"
+
+    def require_all_logits(self) -> None:
+        """Raises UserError for a program that returns the last token's alone."""
+        if not self.all_logits:
+            raise UserError(f"{self.folder} returns the logits of a step's last token only: export with --logits all")
+
+    @property
+    def has_chat_template(self) -> bool:
+        return (self.folder / TEMPLATE).is_file()
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Not with random weights."""
+        return (self.folder / TOKENIZER).is_file()
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
+        path, template = self.folder / TOKENIZER, self.folder / TEMPLATE
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
+        model = self.manifest["model"]
+        source = template.read_text(encoding="utf-8") if template.is_file() else None
+        return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
+
+    def load(self) -> HostModel:
+        """The program, loaded into this process's ExecuTorch runtime. Raises UserError for a Core ML artifact."""
+        if "core_ml_states" in self.manifest:
+            raise UserError(
+                f"{self.program} is a Core ML program: run it with python -m device_tests.coreml.evaluator.generate,"
+                " or on a Mac with ios/"
+            )
+        return HostModel(self)
+
+
+class HostModel:
+    """A loaded program: one cache, fed in order. `position` is the number of tokens it holds."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        native.load_library(artifact.operator_library)
+        import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
+        from executorch.extension.pybindings import _C
+
+        with _captured_stderr() as log:
+            try:
+                self._program = _C._load_program(str(artifact.program))
+                self._method = self._program.load_method("forward")
+            except RuntimeError as e:
+                reason = _last_error(log()) or _first_line(e)
+                raise UserError(f"ExecuTorch cannot load {artifact.program} ({reason}): export again") from e
+        self.artifact, self.plan = artifact, artifact.plan
+        self.position = 0
+
+    def reset(self) -> None:
+        """Start a new sequence with the next step."""
+        self.position = 0
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Append 1 to `plan.chunk` tokens; logits float32 [len(tokens), V], or [1, V], the last token's, of a program
+        exported with --logits last. Raises UserError past the context."""
+        if not 1 <= len(tokens) <= self.plan.chunk:
+            raise UserError(f"a step takes 1 to {self.plan.chunk} tokens, not {len(tokens)}")
+        if self.position + len(tokens) > self.plan.context:
+            raise UserError(
+                f"context full: {self.position + len(tokens)} tokens do not fit the artifact's"
+                f" {self.plan.context}: shorten the prompt or export with a larger --context"
+            )
+        inputs = (torch.tensor([tokens]), torch.tensor([self.position]))
+        try:
+            logits = _copy(self._method.call(inputs, clone_outputs=False)[0])
+        except RuntimeError as e:
+            raise UserError(f"the runtime failed at position {self.position} ({_first_line(e)})") from e
+        self.position += len(tokens)
+        return logits[0]
+
+    def prefill(self, tokens: list[int], chunk: int | None = None) -> Tensor:
+        """Append any number of tokens in chunks, of at most `chunk`; logits float32 [len(tokens), V].
+
+        Raises UserError for a program that returns the last token's alone (for those, see generate.prefill).
+        """
+        self.artifact.require_all_logits()
+        rest, rows = iter(tokens), []
+        for count in self.plan.chunks(self.position, len(tokens), chunk):
+            rows.append(self.step(list(islice(rest, count))))
+        return torch.cat(rows)
+
+    def state(self, name: str) -> Tensor:
+        """A copy of one of the cache's buffers (progress, tiers, history, observed, cache_<layer>, ...)."""
+        return self._method.get_attribute(STATE_PREFIX + name).clone()
+
+    def tier_counts(self) -> list[int]:
+        """Tokens in each tier."""
+        return self.state("progress")[1:].tolist() if self.position else [0] * self.plan.n_tiers
+
+
+def set_threads(count: int) -> None:
+    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it."""
+    from executorch.extension.pybindings import _C
+
+    torch.set_num_threads(1)
+    with _captured_stderr():
+        _C._unsafe_reset_threadpool(count)
+
+
+def _copy(output: Tensor) -> Tensor:
+    """A copy of an output float32 [...], which the next call overwrites. The binding's own copy, as any of torch of
+    this size, wakes a worker of another thread pool, which then takes a core from the runtime's."""
+    copy = torch.empty(output.shape, dtype=output.dtype)
+    ctypes.memmove(copy.data_ptr(), output.data_ptr(), copy.nbytes)
+    return copy
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _last_error(log: str) -> str:
+    """The message of the runtime's last error line, such as `[method.cpp:746] Missing operator: ...`."""
+    lines = [line.split("] ", 1)[1] for line in log.splitlines() if line.startswith("[") and "] " in line]
+    wanted = [line for line in lines if "issing" in line or "rror" in line]
+    return (wanted or lines or [""])[0].strip()
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep the runtime's chatter (CPU probing, error details) off the terminal; yields a reader of it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+
+        def read() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield read
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,0 +1,45 @@
+"""What the command lines print with: consoles that take every text as it is, and the one form of errors and notes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import TextColumn
+from rich.text import Text
+
+
+def make_console(*, stderr: bool = True, **options: Any) -> Console:
+    """A console without markup and emoji names: paths, templates and model names hold brackets and colons."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
+
+
+def text_column(template: str) -> TextColumn:
+    """A column of a progress bar whose fields are shown as they are."""
+    return TextColumn(template, markup=False)
+
+
+def print_error(console: Console, error: object) -> None:
+    """`error: ...`, on one line that the terminal may wrap."""
+    _labelled(console, "error:", "red", error)
+
+
+def print_note(console: Console, note: object) -> None:
+    """`note: ...`, likewise."""
+    _labelled(console, "note:", "yellow", note)
+
+
+def use_utf8() -> None:
+    """Print and read UTF-8 whatever the locale: answers and prompts are. What cannot be written is replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _labelled(console: Console, label: str, colour: str, text: object) -> None:
+    console.print(Text.assemble((label, colour), " ", _one_line(text)), soft_wrap=True)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).splitlines())
