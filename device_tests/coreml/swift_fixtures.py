@@ -147,7 +147,9 @@ def texts() -> list[dict[str, Any]]:
 
 
 def chats() -> list[dict[str, Any]]:
-    codec = TextCodec((FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text())
+    codec = TextCodec(
+        (FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    )
     return [{"messages": messages, "prompt": codec.render_chat(messages)} for messages in CHATS]
 
 
@@ -166,7 +168,7 @@ def fixtures() -> dict[str, Any]:
 def main() -> None:
     """Write the fixtures."""
     for name, content in fixtures().items():
-        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n")
+        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

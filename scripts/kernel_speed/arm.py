@@ -1,8 +1,9 @@
 """Cycles of the arm64 kernels on Arm cores that are not here: an estimate by llvm-mca, never a measurement.
 
-One call of a kernel (512 slots, three query heads) runs under an emulator that logs every instruction; what was logged
-goes to llvm-mca as one straight piece, with a scheduling model of the core. The model has every load hit the first
-cache and predicts every branch, so memory is not in the figure.
+A call of a kernel (three query heads) runs under an emulator that logs every instruction; what was logged goes to
+llvm-mca as one straight piece, with a scheduling model of the core. Calls of two lengths say what a call of 512 slots
+takes, of which the start is a small part. The model has every load hit the first cache and predicts every branch, so
+memory is not in the figure.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from kernel_speed.program import TOOLCHAIN, build, require
 from kernel_speed.summary import bits_name
 from pages import markdown_table
 
-SLOTS = 512  # of a traced call; kPartRows of the kernels
+SLOTS = 512  # of a call in a step; kPartRows of the kernels
+TRACED = (64, 128)  # slots of the calls that are traced
 CPUS = ("cortex-x4", "neoverse-n2", "cortex-a510", "cortex-a55")  # two large cores, two little ones
 SETS = ("neon", "dotprod", "i8mm")
 OTHERS = {"int8": "int8 rows, loop shape of XNNPACK's 3x16c4 dot", "fp16": "fp16 rows, float arithmetic"}
@@ -103,11 +105,13 @@ def executed(log: Path) -> list[int]:
     raise UserError("the emulator logged no kernel call: qemu 7.2 or later with -singlestep is needed")
 
 
-def trace(tools: Tools, program: Path, kind: str, isa: str, bits: int, folder: Path) -> list[int]:
-    log = folder / f"{kind}-{isa}-{bits}.log"
+def trace(tools: Tools, program: Path, kind: str, isa: str, bits: int, slots: int, folder: Path) -> list[int]:
+    """Addresses of the instructions that one call of a kernel executes."""
+    log = folder / f"{kind}-{isa}-{bits}-{slots}.log"
     # Without SVE, so that the C library's own functions are ones that every core here has.
     command = [tools.qemu, "-cpu", "max,sve=off", "-singlestep", "-d", "exec,nochain", "-D", str(log)]
-    done = subprocess.run([*command, str(program), kind, isa, str(bits)], capture_output=True, text=True)
+    words = [str(program), kind, isa, str(bits), str(slots)]
+    done = subprocess.run([*command, *words], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"kernel_trace {kind} {isa} {bits} failed under {Path(tools.qemu).name}: {done.stderr.strip()}")
     try:
@@ -127,6 +131,12 @@ def cycles(mca: str, cpu: str, assembly: Path) -> int:
     return int(found[1])
 
 
+def per_slot(counts: list[int]) -> float:
+    """Of a call of SLOTS slots, from the counts of the traced calls: what a slot adds, and its part of the rest."""
+    slope = (counts[1] - counts[0]) / (TRACED[1] - TRACED[0])
+    return slope + (counts[0] - slope * TRACED[0]) / SLOTS
+
+
 def kernels(widths: list[int]) -> list[tuple[str, str, int]]:
     """(kind, set, bits) of all kernels, ours and the others'. V rows have no bands."""
     ours = [(kind, isa, b) for isa in SETS for b in widths for kind in ("score", "sum") if kind == "score" or b <= 16]
@@ -144,12 +154,16 @@ def estimate(widths: list[int], cpus: list[str], build_dir: Path) -> list[Estima
 
         def estimates(job: tuple[str, str, int]) -> list[Estimate]:
             kind, isa, bits = job
-            addresses = trace(tools, program, kind, isa, bits, folder)
-            assembly = folder / f"{kind}-{isa}-{bits}.s"
-            assembly.write_text("\n".join(instructions[a] for a in addresses) + "\n", encoding="utf-8")
+            traces = [trace(tools, program, kind, isa, bits, slots, folder) for slots in TRACED]
+            pieces = [folder / f"{kind}-{isa}-{bits}-{slots}.s" for slots in TRACED]
+            for piece, addresses in zip(pieces, traces, strict=True):
+                piece.write_text("\n".join(instructions[a] for a in addresses) + "\n", encoding="utf-8")
+            executed_per_slot = per_slot([len(addresses) for addresses in traces])
             return [
                 Estimate(
-                    kind, isa, bits_name(bits), cpu, len(addresses) / SLOTS, cycles(tools.mca, cpu, assembly) / SLOTS
+                    *(kind, isa, bits_name(bits), cpu),
+                    instructions=executed_per_slot,
+                    cycles=per_slot([cycles(tools.mca, cpu, piece) for piece in pieces]),
                 )
                 for cpu in cpus
                 if not (isa == "i8mm" and cpu in WITHOUT_I8MM)

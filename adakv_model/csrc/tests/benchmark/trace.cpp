@@ -1,5 +1,5 @@
-// One call of one kernel between two marks, for a tracer: kernel_trace score|sum|softmax ISA BITS [dim = 64]
-// ISA int8 and fp16 are the rows of other_rows.h. A part of 512 slots, three query heads. scripts/bench_kernels.py
+// One call of one kernel between two marks, for a tracer: kernel_trace score|sum|softmax ISA BITS [slots = 512]
+// ISA int8 and fp16 are the rows of other_rows.h. Three query heads, head dimension 64. scripts/bench_kernels.py
 // --arm runs it under an emulator that logs every instruction.
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +36,8 @@ void traced(const Work& work) {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const char *kind = argv[1], *isa = argv[2];
-  const int bits = std::atoi(argv[3]), dim = argc > 4 ? std::atoi(argv[4]) : 64;
+  const int bits = std::atoi(argv[3]), slots = argc > 4 ? std::atoi(argv[4]) : kPartRows, dim = 64;
+  if (slots > kPartRows) return 2;
   const bool score = std::strcmp(kind, "score") == 0;
   // Any numbers do, as no kernel's path depends on them; floats of such bytes are small.
   std::memset(codes, 0x2c, sizeof(codes));
@@ -47,16 +48,13 @@ int main(int argc, char** argv) {
   if (std::strcmp(isa, "int8") == 0) {
     const auto* w = reinterpret_cast<const int8_t*>(codes);
     traced([&] {
-      score ? int8_products_3x16c4(x, dim, w, kPartRows, scales, out)
-            : int8_products_3x16c4(x, kPartRows, w, dim, scales, acc);
+      score ? int8_products_3x16c4(x, dim, w, slots, scales, out) : int8_products_3x16c4(x, slots, w, dim, scales, acc);
     });
     return 0;
   }
   if (std::strcmp(isa, "fp16") == 0) {
     const auto* rows = reinterpret_cast<const uint16_t*>(codes);
-    traced([&] {
-      score ? fp16_scores(values, dim, rows, kPartRows, out) : fp16_sums(weights, kPartRows, rows, dim, acc);
-    });
+    traced([&] { score ? fp16_scores(values, dim, rows, slots, out) : fp16_sums(weights, slots, rows, dim, acc); });
     return 0;
   }
   const AttendKernels* kernels = find_attend_kernels(isa);
@@ -64,16 +62,16 @@ int main(int argc, char** argv) {
   for (int q = 0; q < kQueryCount; ++q) {
     kernels->quantize_query(values + q * dim, dim, x + q * dim, units + q * kMaxBands, sums + q * kMaxBands);
   }
-  const Rows rows{bits, kRms, dim, codes, scale_bytes_, kPartRows};
+  const Rows rows{bits, kRms, dim, codes, scale_bytes_, slots};
   const Queries queries{values, x, units, sums, kQueryCount};
   if (score) {
-    traced([&] { kernels->score(rows, queries, out, kPartRows); });
+    traced([&] { kernels->score(rows, queries, out, slots); });
   } else if (std::strcmp(kind, "sum") == 0) {
-    traced([&] { kernels->accumulate(rows, weights, kPartRows, kQueryCount, acc); });
+    traced([&] { kernels->accumulate(rows, weights, slots, kQueryCount, acc); });
   } else if (std::strcmp(kind, "softmax") == 0) {
     traced([&] {
       float peak;
-      for (int q = 0; q < kQueryCount; ++q) kernels->softmax_part(weights + q * kPartRows, kPartRows, &peak);
+      for (int q = 0; q < kQueryCount; ++q) kernels->softmax_part(weights + q * slots, slots, &peak);
     });
   } else {
     return 2;
