@@ -7,7 +7,7 @@ ARTIFACT ?= artifacts/$(MODEL)-android
 IOS_ARTIFACT ?= artifacts/$(MODEL)-ios
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: help venv peers android ios test lint parity kernels clean
+.PHONY: help venv peers android ios test quick lint parity kernels clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ ios: venv  ## Export the Core ML package, report on it, and let it answer a prom
 test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
 	$(BIN)/python -m pytest
 
+quick: venv lint  ## Lint, types and the quick tests: what to run while working
+	$(BIN)/python -m pytest -m "not slow"
+
 kernels: venv  ## C++ tests: release, ASan + UBSan, arm64 under emulation
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test_cpp.sh
 
@@ -51,7 +54,7 @@ parity: venv  ## Parity of the exported artifact against the eager model
 lint: venv  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy adakv_model export device_tests
+	$(BIN)/mypy adakv adakv_model export device_tests
 	$(BIN)/mypy scripts
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
 

@@ -9,6 +9,40 @@ from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_fil
 from adakv_model.config import DEFAULT_MODEL, get_model
 
 
+# Modules that export the real model, train, emulate or compile: `pytest -m "not slow"` leaves them out.
+SLOW = (
+    "device_tests/parity/",
+    "device_tests/coreml/test_parity.py",
+    "device_tests/test_arm64.py",
+    "device_tests/test_host_run.py",
+    "device_tests/test_presets.py",
+    "device_tests/test_runner.py",
+    "device_tests/devices/test_adb.py",
+    "device_tests/devices/test_adb_faults.py",
+    "export/test_device_bundle.py",
+    "export/test_export.py",
+    "export/test_ios.py",
+    "scripts/test_bench_kernels.py",
+    "scripts/test_bench_peers.py",
+    "scripts/test_calibrate.py",
+    "scripts/test_evaluate.py",
+    "scripts/test_evaluate_artifact.py",
+    "scripts/test_long_context.py",
+    "scripts/test_pareto.py",
+    "scripts/test_profile_step.py",
+    "scripts/test_run_lm_eval.py",
+    "scripts/test_same_bits.py",
+    "scripts/test_train_controller.py",
+    "scripts/test_weight_recipes.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--artifact", help="device_tests: test this artifact folder instead of exporting some")
     parser.addoption("--device", help="device_tests/parity: only the tests of a device: host, qemu, adb:SERIAL, ...")
