@@ -13,6 +13,7 @@
 #include "cache/quantizer.h"
 #include "linear/int4.h"
 #include "linear/table.h"
+#include "spinning_pool.h"
 
 namespace {
 
