@@ -15,11 +15,15 @@ FREQUENCY = 4999  # samples a second; the kernel may give fewer
 LIBRARY = "libadakv_ops"
 #: What functions of the library do; the first pattern that is found in a name counts.
 PARTS = (
-    ("K scores", r"\bscore(_16|_block)?\b"),
+    ("K scores", r"\bscore(_16|_block|_blocks|_band|_narrow)?\b"),
     ("V sums", r"\b(accumulate(_16)?|sum_group|quantize_weights)\b"),
-    ("softmax", r"\b(softmax_part|largest)\b|exp"),
-    ("transforms, RoPE, query codes", r"\b(transform|transform_block|quantize_query|hadamard|rotate)\b"),
-    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form"),
+    ("softmax", r"\b(softmax_part|largest|peak_of|exp_lanes)\b"),
+    ("unpacking and scales of either", r"\b(unpack_tiles|read_scales|narrow_scales)\b"),
+    (
+        "transforms, RoPE, query codes",
+        r"\b(transform|transform_block|quantize_query|prepare_queries|hadamard|rotate)\b",
+    ),
+    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form|for_codes"),
     ("joining parts, statistics", r"\bjoin\b|finish|record_attention|attend"),
     ("4-bit layers", r"int4|swiglu|norm|Activations|\bquantize\b"),
     ("output layer", r"table"),
