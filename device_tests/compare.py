@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, print_error, print_note
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
@@ -26,14 +26,14 @@ from device_tests.bench.table import WIDTH
 NOTHING_COMPARED = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = make_console(stderr=False)
+errors = make_console()
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main(
     a: Annotated[Path, typer.Argument(help="Results of device_tests.bench.")],
-    b: Annotated[Path | None, typer.Argument(help="Others. [default: A's own artifacts]", show_default=False)] = None,
+    b: Annotated[Path | None, typer.Argument(help="Others.", show_default="A's own artifacts")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Name of B's artifact, with which all others are compared.")
     ] = None,
@@ -46,10 +46,10 @@ def main(
     try:
         rows = read(a)
         for line in failures(rows):
-            errors.print(line, style="yellow", markup=False, soft_wrap=True)
+            print_note(errors, line)
         found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
     except UserError as error:
-        errors.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        print_error(errors, error)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))
@@ -98,7 +98,7 @@ def table(found: Sequence[Comparison]) -> Table:
             f"{one.b.interval[0]:.3g}",
             "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         )
-        shown.add_row(*map(escape, cells), f"[{style}]{escape(verdict)}[/{style}]")
+        shown.add_row(*cells, Text(verdict, style=style))
     return shown
 
 

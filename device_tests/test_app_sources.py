@@ -18,6 +18,7 @@ GRAMMARS = {
     ".kts": Language(tree_sitter_kotlin.language()),
 }
 BUILT = {".build", "build", ".gradle"}
+LINE = 120
 SOURCES = sorted(
     path
     for folder in ("ios", "android")
@@ -45,6 +46,12 @@ def test_parses(path: Path) -> None:
     assert parsed(path.read_bytes(), path.suffix) == []
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_lines_fit(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if len(line) > LINE] == []
+
+
 @pytest.mark.parametrize(
     ("suffix", "source"), [(".swift", "func f( { }"), (".kt", "fun f(: Int {}"), (".kts", "plugins { id(\n")]
 )
@@ -53,4 +60,4 @@ def test_a_mistake_is_seen(suffix: str, source: str) -> None:
 
 
 def test_every_language_is_there() -> None:
-    assert any(path.suffix == ".swift" for path in SOURCES)
+    assert {path.suffix for path in SOURCES} == set(GRAMMARS)

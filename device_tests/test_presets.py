@@ -69,7 +69,10 @@ def cmake(*words: str | Path, **environment: str) -> subprocess.CompletedProcess
 def test_the_presets_are_the_documented_ones() -> None:
     done = cmake("--list-presets")
     assert done.returncode == 0, done.stderr
-    names = [preset["name"] for preset in json.loads((ANDROID / "CMakePresets.json").read_text())["buildPresets"]]
+    names = [
+        preset["name"]
+        for preset in json.loads((ANDROID / "CMakePresets.json").read_text(encoding="utf-8"))["buildPresets"]
+    ]
     assert names == ["host", "arm64-linux", "ndk"]
     assert all(f'"{name}"' in done.stdout for name in names)
 
@@ -106,7 +109,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     package = folder / "executorch" / "lib" / "cmake" / "ExecuTorch" / "executorch-config.cmake"
     for path, text in ((toolchain, TOOLCHAIN), (package, CONFIG.replace("@SDK@", str(SDK)))):
         path.parent.mkdir(parents=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     subprocess.run(["ar", "cr", folder / "executorch" / "lib" / "libempty.a"], check=True)
     return {"ANDROID_NDK": str(folder / "ndk"), "EXECUTORCH_ANDROID": str(folder / "executorch")}
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.checkpoints.weights import Checkpoint
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.runtime.manifest import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
 
@@ -92,7 +93,7 @@ def write_manifest(
     plan: CachePlan,
     sections: dict[str, object],
     command: list[str],
-) -> dict:
+) -> dict[str, Any]:
     """manifest.json: model, versions, shapes, cache plan, options, hashes of every other file."""
     config = checkpoint.config
     returned = 1 if sections.get("logits") == "last" else f"1..{plan.chunk}"

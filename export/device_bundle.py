@@ -55,7 +55,8 @@ def write_device_bundle(artifacts: Sequence[Path], out: Path, runner: Path | Non
             programs[digest[:ID_DIGITS]] = {"model": artifact.manifest["model"]["name"], "sha256": digest}
         (folder / START).write_text(
             f"#!/system/bin/sh\n# sh {START} OPTIONS: the runner with these options, from its own folder.\n"
-            f'case $0 in */*) cd "${{0%/*}}" ;; esac\nexec {shlex.join(command)} "$@"\n'
+            f'case $0 in */*) cd "${{0%/*}}" ;; esac\nexec {shlex.join(command)} "$@"\n',
+            encoding="utf-8",
         )
         (folder / START).chmod(0o755)
         files = {
@@ -70,8 +71,10 @@ def write_device_bundle(artifacts: Sequence[Path], out: Path, runner: Path | Non
             "artifacts": programs,
             "files": files,
         }
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        (folder / SUMS).write_text("".join(f"{file['sha256']}  {name}\n" for name, file in files.items()))
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (folder / SUMS).write_text(
+            "".join(f"{file['sha256']}  {name}\n" for name, file in files.items()), encoding="utf-8"
+        )
     return description
 
 

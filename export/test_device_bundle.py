@@ -37,7 +37,7 @@ def programs(bundle: Path) -> list[Path]:
 
 
 def test_description_and_sums_are_of_every_file(bundle: Path) -> None:
-    description = json.loads((bundle / DESCRIPTION).read_text())
+    description = json.loads((bundle / DESCRIPTION).read_text(encoding="utf-8"))
     there = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     assert there == {*description["files"], DESCRIPTION, "SHA256SUMS"}
     assert description["abi"] == "arm64-v8a"
@@ -68,14 +68,14 @@ def test_it_is_aligned_for_pages_of_16_kb(bundle: Path) -> None:
 
 def test_it_starts_without_a_sysroot(bundle: Path) -> None:
     """No -L for the emulator, so nothing but what is in the folder; from another working folder."""
-    description = json.loads((bundle / DESCRIPTION).read_text())
+    description = json.loads((bundle / DESCRIPTION).read_text(encoding="utf-8"))
     (identity,) = description["artifacts"]
     options = ["--artifact", f"artifacts/{identity}", "--tokens", "1,2,3", "--max-new-tokens", "4", "--json"]
     command = [*EMULATOR, *description["command"], *options]
     done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompt_tokens"] == 3
-    started = (bundle / START).read_text()
+    started = (bundle / START).read_text(encoding="utf-8")
     assert started.startswith("#!/system/bin/sh\n")
     assert f'exec ./{LOADER} --library-path . ./{RUNNER} "$@"' in started
 
@@ -97,9 +97,9 @@ def test_a_wrong_runner_is_one_line(tmp_path: Path, content: bytes | None, messa
 
 
 def test_other_folders_are_not_replaced(tmp_path: Path, bundle: Path) -> None:
-    (tmp_path / "mine").write_text("keep")
+    (tmp_path / "mine").write_text("keep", encoding="utf-8")
     artifact = bundle.parent / "artifact"
     with pytest.raises(UserError, match="is not empty and not a folder with bundle.json"):
         write_device_bundle([artifact], tmp_path)
-    assert (tmp_path / "mine").read_text() == "keep"
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "keep"
     write_device_bundle([artifact], bundle)  # one of its own kind is

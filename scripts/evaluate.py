@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.runtime import artifact as artifacts

@@ -18,12 +18,12 @@ from typing import Annotated
 import typer
 from safetensors.torch import save_file
 
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
-from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
-from export.android import LOGITS, AndroidOptions, export_android
-from export.weights import DEFAULT_RECIPE, RECIPES
+from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
+from export.android import AndroidOptions, export_android
+from export.options import DEFAULT_RECIPE, LOGITS, RECIPES
 
 CONTEXT = 256
 

@@ -28,10 +28,11 @@ from typing import Annotated, Any
 
 import typer
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.corpus import read_text
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import TOKENIZER, Artifact
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import TOKENIZER
 from adakv_model.runtime.native import operator_library
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines

@@ -40,7 +40,8 @@ from adakv_model.runtime.artifact import Artifact, set_threads
 from adakv_model.terminal import make_console
 from device_tests.coreml.weights import load_package_weights
 from evaluation.results import numbers
-from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+from export.options import RECIPES, default_embedding
+from export.weights import quantize_weights, stored_bits
 from training import cli
 from weights.shuffled import shuffled_channels
 from weights.speed import alternate

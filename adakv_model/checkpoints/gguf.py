@@ -9,10 +9,10 @@ import torch
 from gguf import GGUFReader, quants
 from gguf.gguf_reader import ReaderTensor
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.checkpoints.tokenizer import with_edges
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 
 _TOP_NAMES = {

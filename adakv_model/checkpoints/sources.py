@@ -14,8 +14,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.config import BundledSource
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ plugins {
     alias(libs.plugins.kotlin.android)
 }
 
-// ExecuTorch's Kotlin classes come from the checkout that its JNI library is built from: the two must be of one version.
+// ExecuTorch's Kotlin classes come from the checkout that its JNI library is built from: both must be of one version.
 val executorch = rootProject.file(providers.gradleProperty("executorch.dir").get())
 val executorchAndroid = executorch.resolve("extension/android/executorch_android")
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adakv_model.errors import UserError
 from device_tests.bench.rows import Row
 from device_tests.bench.summary import Group, groups
 
@@ -21,6 +23,14 @@ APPS = {"adb": "ANDROID_APP", "ios": "IOS_APP"}
 def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """One a metric and group, of what passes parity. An emulated device says so in its name."""
     return [record for group in groups(rows) for record in _of_group(group)]
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Raises UserError."""
+    try:
+        path.write_text(json.dumps(records(rows), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
 
 
 def _of_group(group: Group) -> Iterator[dict[str, Any]]:

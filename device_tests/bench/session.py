@@ -79,7 +79,7 @@ class Session:
             prompt, forced = probe.probe_length(artifact)
             for kind, ids in (("tokens", self.tokens[name]), ("probe", self.tokens[name][: prompt + forced])):
                 path = folder / f"{kind}-{number}"
-                path.write_text(" ".join(map(str, ids)) + "\n")
+                path.write_text(" ".join(map(str, ids)) + "\n", encoding="utf-8")
                 files[path.name] = path
         return files
 

@@ -51,12 +51,12 @@ def test_two_artifacts_on_the_host(folders: list[str], tmp_path: Path) -> None:
         assert all(ns > 0 for ns in result["decode_ns"] + result["prefill_ns"])
         memory = result["memory"]
         assert 0 < memory["loaded"]["rss"] <= memory["peak"] >= memory["end"]["rss"]
-    assert json.loads((tmp_path / "t").read_text())["traceEvents"]
-    assert json.loads((tmp_path / "d").read_text())
+    assert json.loads((tmp_path / "t").read_text(encoding="utf-8"))["traceEvents"]
+    assert json.loads((tmp_path / "d").read_text(encoding="utf-8"))
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
-    again = bench(*options, "--resume")
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(app, [*options, "--resume"])
+    assert again.exit_code == 0, again.stderr
     assert "24 of 24 runs are in" in again.stderr
     assert len([r for r in read(out) if r["kind"] == SAMPLE]) == 24
 
@@ -87,3 +87,9 @@ def test_errors_are_one_line_and_leave_nothing(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not out.exists()
+
+
+def test_help_is_quick() -> None:
+    """Without torch, which takes seconds."""
+    code = "import sys, device_tests.bench.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

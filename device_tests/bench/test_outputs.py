@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from device_tests.bench import dashboard, trace
 from device_tests.bench.plan import Test
 from device_tests.bench.plot import plot
@@ -31,7 +31,7 @@ ROWS = [
 def text_of(rows: list) -> list[str]:
     shown = []
     for table in tables(groups(rows)):
-        console = Console(file=io.StringIO(), width=200)
+        console = make_console(stderr=False, file=io.StringIO(), width=200)
         console.print(table)
         shown.append(console.file.getvalue())  # type: ignore[attr-defined]
     return shown
@@ -79,7 +79,7 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 def test_a_trace_holds_every_step_in_its_phase(tmp_path: Path) -> None:
     one = sample(test=Test(64, 0, 4), ms=2.0)
     trace.write(one, tmp_path / "trace")
-    events = json.loads((tmp_path / "trace").read_text())["traceEvents"]
+    events = json.loads((tmp_path / "trace").read_text(encoding="utf-8"))["traceEvents"]
     phases = {e["name"]: e for e in events if e["ph"] == "X" and e["tid"] == trace.PHASES}
     steps = [e for e in events if e["ph"] == "X" and e["tid"] == trace.STEPS]
     assert [e["args"]["position"] for e in steps] == [64, 65, 66, 67]

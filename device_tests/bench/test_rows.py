@@ -14,7 +14,7 @@ from device_tests.bench.records import row
 from device_tests.bench.rows import FIELDS, HEADER, ResultsFile, read, validate
 from device_tests.bench.testing_device import artifact_record, device_record, probe_row, sample
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "bench-schema.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "bench-schema.md").read_text(encoding="utf-8")
 
 
 def header(**options: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_half_a_line_is_dropped_and_written_over(tmp_path: Path, cut: int) -> No
     results.append(sample(rep=2))
     results.close()
     assert [one.get("rep") for one in read(path)] == [None, 0, 2]
-    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def test_a_file_is_never_overwritten_unasked(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.text import TextCodec
@@ -27,7 +28,7 @@ from export.coreml.inputs import InputLayout
 from export.coreml.layout import StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import INT8
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 FOLDER = Path(__file__).parents[2] / "ios" / "Tests" / "AdaKVCoreTests" / "Fixtures"
 CONFIG = replace(SMALL, n_layers=1, head_dim=32, hidden_size=128)
@@ -146,7 +147,9 @@ def texts() -> list[dict[str, Any]]:
 
 
 def chats() -> list[dict[str, Any]]:
-    codec = TextCodec((FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text())
+    codec = TextCodec(
+        (FOLDER / "tokenizer.json").read_bytes(), (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    )
     return [{"messages": messages, "prompt": codec.render_chat(messages)} for messages in CHATS]
 
 
@@ -165,7 +168,7 @@ def fixtures() -> dict[str, Any]:
 def main() -> None:
     """Write the fixtures."""
     for name, content in fixtures().items():
-        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n")
+        (FOLDER / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

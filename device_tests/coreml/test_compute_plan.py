@@ -78,9 +78,11 @@ def test_off_a_mac_it_is_one_clear_line() -> None:
 
 def test_a_package_that_the_compiler_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "xcrun"
-    binary.write_text('#!/bin/sh\necho "$*" > "$0.log"\necho "error: unknown opset" >&2\nexit 1\n')
+    binary.write_text('#!/bin/sh\necho "$*" > "$0.log"\necho "error: unknown opset" >&2\nexit 1\n', encoding="utf-8")
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(UserError, match=r"coremlcompiler compile failed \(error: unknown opset\): the package is not"):
         compile_package(Path("Small.mlpackage"), tmp_path)
-    assert (tmp_path / "xcrun.log").read_text() == f"coremlcompiler compile Small.mlpackage {tmp_path}\n"
+    assert (tmp_path / "xcrun.log").read_text(
+        encoding="utf-8"
+    ) == f"coremlcompiler compile Small.mlpackage {tmp_path}\n"

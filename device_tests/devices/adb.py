@@ -139,7 +139,7 @@ class AdbDevice:
         if self._lock is not None:
             return
         name = hashlib.sha256(self.serial.encode(errors="surrogateescape")).hexdigest()[:16]
-        lock = (Path(tempfile.gettempdir()) / f"adakv-adb-{os.getuid()}-{name}.lock").open("w")
+        lock = (Path(tempfile.gettempdir()) / f"adakv-adb-{os.getuid()}-{name}.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

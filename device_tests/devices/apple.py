@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import MANIFEST, TOKENIZER, Artifact
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import MANIFEST, TOKENIZER
 from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.device import Completed
 from device_tests.devices.processes import last_line, run_command

@@ -50,7 +50,7 @@ def devicectl(*words: str | Path, timeout: float = apple.QUERY_TIMEOUT, remedy: 
     with apple.answer_file() as answer:
         apple.xcrun("devicectl", *words, "--json-output", answer, timeout=timeout, remedy=remedy)
         try:
-            return json.loads(answer.read_text())["result"]
+            return json.loads(answer.read_text(encoding="utf-8"))["result"]
         except (OSError, ValueError, KeyError):
             raise UserError(f"devicectl {words[0]} gave no result: update Xcode") from None
 
@@ -196,7 +196,7 @@ class IosDevice:
             staging = Path(temporary) / folder
             staging.mkdir(parents=True)
             if mark:
-                (staging / MARK).write_text("")
+                (staging / MARK).touch()
                 self._copy("to", staging / MARK, f"{DOCUMENTS}/{folder}/{MARK}")
                 return
             for name, file in bundle.files.items():

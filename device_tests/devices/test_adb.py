@@ -64,7 +64,11 @@ def test_run_status_output_and_pull(device: AdbDevice, program: Path, tmp_path: 
     assert device.run(bundle, ["write", "out/file"], 20).status == 0
     device.pull("out/file", tmp_path / "file")
     device.pull("out", tmp_path / "folder")
-    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "file").read_text() == "written"
+    assert (
+        (tmp_path / "file").read_text(encoding="utf-8")
+        == (tmp_path / "folder" / "file").read_text(encoding="utf-8")
+        == "written"
+    )
     with pytest.raises(UserError, match="has no out/other"):
         device.pull("out/other", tmp_path / "other")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
@@ -97,7 +101,7 @@ def test_only_what_changed_is_sent(device: AdbDevice, emulated: EmulatedDevice, 
     emulated.path(f"{ROOT}/{HASHES}").unlink()
     device.push(probe_bundle(program, a=first, b=second))
     assert device.sent == []
-    emulated.path(f"{ROOT}/{HASHES}").write_text("no list\n of ours 1 2 \0\n")
+    emulated.path(f"{ROOT}/{HASHES}").write_text("no list\n of ours 1 2 \0\n", encoding="utf-8")
     device.push(probe_bundle(program, a=first, b=second))
     assert device.sent == []
 
@@ -141,18 +145,18 @@ def test_names_of_files_are_only_names(
     for index, name in enumerate(HOSTILE):
         path = tmp_path / str(index) / name
         path.parent.mkdir()
-        path.write_text(name)
+        path.write_text(name, encoding="utf-8")
         sources[f"artifacts/{index}/{name}"] = BundleFile.of(path)
         sources[name] = BundleFile.of(path)
     bundle = Bundle({"probe": BundleFile.of(program, True), **sources}, ("./probe",))
     device.check(bundle)
     device.push(bundle)
     for name in sources:
-        assert emulated.path(f"{ROOT}/{name}").read_text() == Path(name).name
+        assert emulated.path(f"{ROOT}/{name}").read_text(encoding="utf-8") == Path(name).name
     device.push(bundle)
     assert device.sent == []
     device.pull("artifacts/1/" + HOSTILE[1], tmp_path / "back")
-    assert (tmp_path / "back").read_text() == HOSTILE[1]
+    assert (tmp_path / "back").read_text(encoding="utf-8") == HOSTILE[1]
     assert not emulated.path(f"{ROOT}/x").exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import FORMAT
+from adakv_model.runtime.manifest import FORMAT
 from device_tests.devices import DeviceLost, RunTimeout, apple, find_one, ios, mac, simulator
 from device_tests.devices.bundle import Bundle
 
@@ -41,6 +41,8 @@ PHONES = {
         {"identifier": "WATCH", "hardwareProperties": {"platform": "watchOS"}},
     ]
 }
+#: What every manifest has; nothing here reads more of it.
+SECTIONS = {"format": FORMAT, "command": ["export"], "model": {"n": 1}, "kv_cache": {"n": 1}, "versions": {"n": "1"}}
 LIST_SIMULATORS = {"words": ["simctl", "list"], "stdout": json.dumps(SIMULATORS)}
 LIST_PHONES = {"words": ["devicectl", "list"], "result": PHONES}
 
@@ -54,12 +56,12 @@ class Tools:
 
     def answer(self, *answers: dict) -> None:
         self._answers = [*answers, *self._answers]
-        (self.folder / "answers.json").write_text(json.dumps(self._answers))
+        (self.folder / "answers.json").write_text(json.dumps(self._answers), encoding="utf-8")
 
     @property
     def records(self) -> list[dict]:
         log = self.folder / "calls.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
     @property
     def calls(self) -> list[str]:
@@ -72,7 +74,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
     binaries.mkdir()
     script = Path(__file__).with_name("testing_xcrun.py")
     words = shlex.join([sys.executable, str(script), str(tmp_path)])
-    (binaries / "xcrun").write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    (binaries / "xcrun").write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
     (binaries / "xcrun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin")
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
@@ -84,10 +86,11 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
 def artifact(tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
     (folder / "Small.mlpackage" / "Data").mkdir(parents=True)
-    (folder / "Small.mlpackage" / "Manifest.json").write_text("{}")
-    (folder / "Small.mlpackage" / "Data" / "weights").write_text("w")
-    manifest = {"format": FORMAT, "program": "Small.mlpackage", "core_ml_states": {}, "files": {}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "Small.mlpackage" / "Manifest.json").write_text("{}", encoding="utf-8")
+    (folder / "Small.mlpackage" / "Data" / "weights").write_text("w", encoding="utf-8")
+    files: dict[str, dict] = {"Small.mlpackage/Manifest.json": {}}
+    manifest = {**SECTIONS, "files": files, "program": "Small.mlpackage", "core_ml_states": {"n": 1}}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
 
@@ -95,7 +98,7 @@ def runner(tools: Tools) -> None:
     """swift build "makes" a runner that prints its words."""
     built = tools.folder / "release"
     built.mkdir()
-    (built / apple.RUNNER).write_text('#!/bin/sh\necho "ran $*"\n')
+    (built / apple.RUNNER).write_text('#!/bin/sh\necho "ran $*"\n', encoding="utf-8")
     (built / apple.RUNNER).chmod(0o755)
     tools.answer({"words": ["--show-bin-path"], "stdout": f"{built}\n"})
 
@@ -118,8 +121,8 @@ def test_no_xcode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_artifact(tmp_path: Path) -> None:
-    (tmp_path / "model.pte").write_text("")
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}))
+    (tmp_path / "model.pte").write_text("", encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(json.dumps({**SECTIONS, "files": {"model.pte": {}}}), encoding="utf-8")
     with pytest.raises(UserError, match="is no Core ML artifact"):
         apple.core_ml_bundle(Bundle({}, ()), [tmp_path])
 
@@ -133,7 +136,7 @@ def test_the_mac_builds_and_runs_on_files_of_its_own(tools: Tools, artifact: Pat
     bundle = device.bundle([artifact])
     remote = device.push(bundle)
     package = Path(remote) / bundle.remote_artifact(artifact) / "Small.mlpackage"
-    assert (package / "Data" / "weights").read_text() == "w"
+    assert (package / "Data" / "weights").read_text(encoding="utf-8") == "w"
     assert not (package / "Data" / "weights").is_symlink()
     assert device.run(bundle, ["--bench"], 30).stdout == "ran --bench\n"
     device.clean()
@@ -246,8 +249,8 @@ def test_a_run_past_its_timeout(tools: Tools) -> None:
 
 
 def test_int8_inputs_need_a_newer_system(tools: Tools, artifact: Path) -> None:
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps(manifest | {"core_ml_inputs": {}}))
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    (artifact / "manifest.json").write_text(json.dumps(manifest | {"core_ml_inputs": {"n": 1}}), encoding="utf-8")
     tools.answer(LIST_SIMULATORS)
     device = find_one("simulator")
     bundle = apple.core_ml_bundle(Bundle({}, ("adakv-run",), simulator.ABI), [artifact])
@@ -272,19 +275,21 @@ def test_a_phone_from_the_build_to_the_logits(
 ) -> None:
     files = {"started": "$ID", "status": "$ID 0", "stdout": '{"schema": 1}\n', "stderr": "", "logits": "l"}
     tools.answer({"words": ["process", "launch"], "app": files})
-    (tmp_path / "tokens").write_text("1 2")
+    (tmp_path / "tokens").write_text("1 2", encoding="utf-8")
     bundle = phone.bundle([artifact]).with_inputs({"tokens": tmp_path / "tokens"})
     phone.check(bundle)
     assert phone.push(bundle) == "Documents"
     done = phone.run(bundle, ["--bench"], 30)
     assert (done.status, done.stdout) == (0, '{"schema": 1}\n')
     phone.pull("out/logits", tmp_path / "logits")
-    assert (tmp_path / "logits").read_text() == "l"
+    assert (tmp_path / "logits").read_text(encoding="utf-8") == "l"
     phone.clean()
 
     documents = tools.folder / "container" / "Documents"
-    assert (documents / bundle.remote_artifact(artifact) / "Small.mlpackage" / "Data" / "weights").read_text() == "w"
-    assert (documents / "in" / "tokens").read_text() == "1 2"
+    assert (documents / bundle.remote_artifact(artifact) / "Small.mlpackage" / "Data" / "weights").read_text(
+        encoding="utf-8"
+    ) == "w"
+    assert (documents / "in" / "tokens").read_text(encoding="utf-8") == "1 2"
     assert (phone.selector, phone.emulated) == ("ios:UDID-1", False)
     assert phone.conditions().model == "iPhone 15"
     build, check, install, *copies = tools.calls[1:]
@@ -307,7 +312,7 @@ def test_a_phone_from_the_build_to_the_logits(
 def test_a_second_push_copies_the_tokens_only(
     phone: ios.IosDevice, tools: Tools, artifact: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "tokens").write_text("1 2")
+    (tmp_path / "tokens").write_text("1 2", encoding="utf-8")
     bundle = phone.bundle([artifact]).with_inputs({"tokens": tmp_path / "tokens"})
     phone.push(bundle)
     before = len(tools.calls)

@@ -23,16 +23,17 @@ ADDED = ("ADAKV_", "SIMCTL_CHILD_")  # variables that are recorded with a call
 
 def main(folder: Path, words: list[str]) -> int:
     environment = {name: value for name, value in os.environ.items() if name.startswith(ADDED)}
-    with (folder / "calls.jsonl").open("a") as calls:
+    with (folder / "calls.jsonl").open("a", encoding="utf-8") as calls:
         calls.write(json.dumps({"words": words, "env": environment}) + "\n")
-    answers = json.loads((folder / "answers.json").read_text())
+    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     answer: dict[str, Any] = next((a for a in answers if occurs(a["words"], words)), {})
     time.sleep(answer.get("sleep", 0))
     status = answer.get("status", 0) or copy(folder / "container", words)
     if "app" in answer:
         launch(folder / "container", words, answer["app"])
     if "--json-output" in words and not status:
-        Path(words[words.index("--json-output") + 1]).write_text(json.dumps({"result": answer.get("result", {})}), encoding="utf-8")
+        result = json.dumps({"result": answer.get("result", {})})
+        Path(words[words.index("--json-output") + 1]).write_text(result, encoding="utf-8")
     sys.stdout.write(answer.get("stdout", ""))
     sys.stderr.write(answer.get("stderr", "no such file\n" if status else ""))
     return status
@@ -68,7 +69,7 @@ def launch(container: Path, words: list[str], files: dict[str, str]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name, text in files.items():
-        (out / name).write_text(text.replace("$ID", run["id"]))
+        (out / name).write_text(text.replace("$ID", run["id"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The runner on a device against this machine's own runtime: logits, tiers, packed bytes, text.
 
 `--device host` (the default) is the same machine twice, so everything is equal to the last bit. Another CPU rounds
-float sums differently; there logits are held to the bounds of test_parity.py, decisions and bytes to those below.
+float sums differently; there logits are held to the bounds of bounds.py, decisions and bytes to those below.
 What needs no tolerance anywhere is asked without one: the device's cache does not depend on how a text was cut.
 """
 
@@ -24,15 +24,15 @@ from device_tests.bench.cores import place
 from device_tests.bench.probe import probe_length
 from device_tests.bench.runner import force_args, parse_result, placement_args
 from device_tests.devices import Bundle, Device, find_one
-from device_tests.parity.bounds import MAX_KL, MIN_TOP1
+from device_tests.parity.bounds import DEVICE_MAX_KL, MIN_TOP1
 from device_tests.parity.compare import Agreement, snapshot
 
 TIMEOUT = 900.0  # seconds a run; emulation is slow
 NEW_TOKENS = 16
-#: On another CPU, by whether activations are float: share of equal tiers, share of equal bytes of the stored rows.
-MIN_TIERS = {True: 0.97, False: 0.85}
-MIN_BYTES = {True: 0.97, False: 0.60}
-TIE = {True: 0.85, False: 1.5}  # logits, between the device's choice and this machine's
+#: On another CPU: shares of equal tiers and of equal bytes of the stored rows. Measured between AVX-512 and emulated
+#: arm64 with the real model: 1 and 1, and a KL of 1e-8; float layers of XNNPACK round by CPU.
+MIN_TIERS = MIN_BYTES = 0.97
+TIE = 0.5  # logits, between the device's choice and this machine's
 
 
 @dataclass
@@ -48,10 +48,6 @@ class Runs:
     @property
     def exact(self) -> bool:
         return self.device.kind == "host"
-
-    @property
-    def float_activations(self) -> bool:
-        return self.artifact.manifest["quantize"] == "none"
 
     def force(self, folder: Path, *options: str) -> tuple[np.ndarray, dict[str, bytes], dict[str, Any]]:
         """Logits float32 [forced + 1, V], the cache's buffers, and the runner's object."""
@@ -82,7 +78,7 @@ def runs(artifact: Artifact, tokens: list[int], pytestconfig: pytest.Config, tmp
     prompt, forced = probe_length(artifact)
     ids = tokens[: prompt + forced]
     path = tmp_path_factory.mktemp("in") / "probe"
-    path.write_text(" ".join(map(str, ids)))
+    path.write_text(" ".join(map(str, ids)), encoding="utf-8")
     try:
         device = find_one(pytestconfig.getoption("--device") or "host")
         bundle = device.bundle([artifact.folder]).with_inputs({"probe": path})
@@ -117,7 +113,7 @@ def test_logits(runs: Runs, on_device: tuple, here: tuple) -> None:
     print(runs.device.selector, agreement)
     if runs.exact:
         assert agreement.max_difference == 0
-    assert agreement.mean_kl < MAX_KL[recipe]
+    assert agreement.mean_kl < DEVICE_MAX_KL[recipe]
     assert agreement.top1 > MIN_TOP1[recipe]
 
 
@@ -127,7 +123,7 @@ def test_tiers(runs: Runs, on_device: tuple, here: tuple) -> None:
     got = np.frombuffer(states["tiers"], np.uint8)[: len(runs.tokens)]
     equal = float((expected == got).mean())
     print(f"{runs.device.selector}: {100 * equal:.1f} % of {len(got)} positions in the same tier")
-    assert equal >= (1.0 if runs.exact else MIN_TIERS[runs.float_activations])
+    assert equal >= (1.0 if runs.exact else MIN_TIERS)
     progress = np.frombuffer(states["progress"], np.int32)
     assert progress[0] == len(runs.tokens) == result["cache"]["position"]
     assert progress[1:].tolist() == result["cache"]["tokens_by_tier"]
@@ -148,7 +144,7 @@ def test_packed_bytes(runs: Runs, on_device: tuple, here: tuple) -> None:
             written = (a != 0) | (b != 0)  # most of a cache that holds few tokens is empty on both sides
             same, total = same + int((a == b)[written].sum()), total + int(written.sum())
     print(f"{runs.device.selector}: {100 * same / total:.2f} % of {total} written bytes equal")
-    assert same / total >= (1.0 if runs.exact else MIN_BYTES[runs.float_activations])
+    assert same / total >= (1.0 if runs.exact else MIN_BYTES)
 
 
 def test_the_cache_does_not_depend_on_how_a_text_is_cut(runs: Runs, on_device: tuple, tmp_path: Path) -> None:
@@ -169,4 +165,4 @@ def test_text(runs: Runs, model: HostModel) -> None:
         gaps.append(float(logits.max() - logits[token]))
         logits = model.step([token])[-1]
     print(f"{runs.device.selector}: {sum(gap > 0 for gap in gaps)} of {len(new)} differ, largest gap {max(gaps):.3f}")
-    assert max(gaps) == 0 if runs.exact else max(gaps) < TIE[runs.float_activations]
+    assert max(gaps) == 0 if runs.exact else max(gaps) < TIE

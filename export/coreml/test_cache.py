@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
@@ -21,7 +23,7 @@ from export.coreml.control import Status
 from export.coreml.convert import output_types
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, INT8, Storage
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
 TOKENS = torch.randint(0, CONFIG.vocab_size, (100,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -65,7 +67,7 @@ def run(program: CoreMLProgram, tokens: list[int], chunk: int) -> tuple[torch.Te
     while position < len(tokens):
         count = chunk if position + chunk <= len(tokens) else 1
         ids = torch.tensor([tokens[position : position + count]], dtype=torch.int32)
-        arguments: list = [ids, torch.tensor([position], dtype=torch.int32)]
+        arguments: list[Any] = [ids, torch.tensor([position], dtype=torch.int32)]
         if host is not None:
             arguments.append({name: torch.from_numpy(array) for name, array in host.arrays.items()})
         results = dict(zip(output_types(program.inputs), program(*arguments), strict=True))

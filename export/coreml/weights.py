@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WEIGHTS = ("fp16", "int8", "int4")
 GROUP_SIZE = 32
 SMALLEST_WEIGHT = 1 << 15  # elements; smaller ones (the controller) stay fp16
 TABLE_RECIPES = {"int4": "int8"}  # of the token table and the output layer, where it is not the package's own
@@ -85,7 +84,7 @@ def register_pass_once() -> None:
             for function in prog.functions.values():
                 self._compress(function)
 
-        @block_context_manager
+        @block_context_manager  # type: ignore[untyped-decorator]
         def _compress(self, block: Any) -> None:
             for op in list(block.operations):
                 if op.op_type == "const" and self._wanted(op.outputs[0]):

@@ -13,7 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.simulation.policies import BUDGETED, NAMES, Policy, make_policy

@@ -63,6 +63,7 @@ class EmulatedDevice:
         self.bytes_received = 0  # of file data, since the start
         self.port = 0
         self._dropped = False
+        self._runs = 0
         self._connections: set[Connection] = set()
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
@@ -124,7 +125,7 @@ class EmulatedDevice:
                 self.path(f"bin/{name}").symlink_to(source)
         for name, text in OWN_TOOLS.items():
             tool = self.path(f"bin/{name}")
-            tool.write_text(f"#!/bin/sh\n{text}\n")
+            tool.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
             tool.chmod(0o755)
         self.path("exec_arm64.so").write_bytes(_exec_arm64())
 
@@ -233,6 +234,9 @@ class EmulatedDevice:
             return
         while not (programs := self._programs()):
             await asyncio.sleep(0.02)
+        self._runs += 1
+        if self._runs <= self.faults.healthy_runs:
+            return
         await asyncio.sleep(delay)
         if signal_number is None:
             self._drop(connection)

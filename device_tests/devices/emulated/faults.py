@@ -11,7 +11,8 @@ class Faults:
     bytes_per_second: of the link, to the device. disk_bytes: capacity of /data.
     drop_push_after: the connection is cut once, after so many bytes of file data; drop_run_after: once, so many
     seconds after an arm64 program started. returns: whether it can be connected to after it was cut.
-    kill_signal, kill_after: every arm64 program gets the signal so many seconds after its start (9: low memory)."""
+    kill_signal, kill_after: every arm64 program gets the signal so many seconds after its start (9: low memory).
+    healthy_runs: so many arm64 programs are left alone first."""
 
     authorised: bool = True
     answers: bool = True
@@ -22,3 +23,4 @@ class Faults:
     returns: bool = True
     kill_signal: int | None = None
     kill_after: float = 0.2
+    healthy_runs: int = 0

@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 DOT_PRODUCT, INT8_MATRICES = "asimddp", "i8mm"
 #: qemu's CPU model by what a program may use.
@@ -34,6 +35,11 @@ class Hardware:
     cooling_seconds: float = 10.0
     memory_kb: int = 7_800_000
     started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def like_this_machine(cls, **others: Any) -> Hardware:
+        """With as many cores, all alike, so that a core mask means the same here and there."""
+        return cls(little=0, big=os.cpu_count() or 1, **others)
 
     @property
     def cpu(self) -> str:
@@ -92,7 +98,7 @@ class Hardware:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.new")
-            new.write_text(text + "\n")
+            new.write_text(text + "\n", encoding="utf-8")
             os.replace(new, path)
 
     def _cpuinfo(self, count: int) -> str:

@@ -22,8 +22,8 @@ struct HarnessRun {
     return HarnessRun(request: request)
   }()
 
-  /// Writes out/started with the run's id, out/stdout, out/stderr and, last, out/status with the id and the exit status;
-  /// then ends the app.
+  /// Writes out/started with the run's id, out/stdout, out/stderr and, last, out/status with the id and the exit
+  /// status; then ends the app.
   func carryOut() async {
     let folder = URL.documentsDirectory
     let out = folder.appending(path: "out")

@@ -13,6 +13,17 @@ public struct BenchmarkTest: Codable, Equatable, Sendable {
 
 /// What a test took, in nanoseconds of a monotonic clock: docs/bench-schema.md has the fields.
 public struct BenchmarkTimes: Equatable, Sendable {
+  /// When each part began.
+  public struct Started: Encodable, Equatable, Sendable {
+    /// Set by who loads the model.
+    public var load: UInt64 = 0
+    public var warmUp: UInt64 = 0
+    public var fill: UInt64 = 0
+    public var prefill: UInt64 = 0
+    public var decode: UInt64 = 0
+  }
+
+  public var startedNs = Started()
   public var coldStepNs: UInt64 = 0
   public var fillNs: UInt64 = 0
   /// One entry a step of the pp tokens.
@@ -34,7 +45,8 @@ extension TokenModel {
     var times = BenchmarkTimes()
     var fed = 0
 
-    /// Feeds up to `count` tokens, one step at a time, while they fit; each: nanoseconds and tokens of a step.
+    /// Feeds up to `count` tokens while they fit, in chunks or one by one as in decoding, where the next token is
+    /// chosen after each; `each` gets nanoseconds and tokens of a step.
     func feed(_ count: Int, inChunks: Bool, each: (UInt64, Int) -> Void) throws -> [Float] {
       let fitting = min(count, context - position)
       var logits: [Float] = []
@@ -43,12 +55,14 @@ extension TokenModel {
         fed += size
         let start = now()
         logits = try step(next)
+        if !inChunks { _ = Sampler.greedy(logits) }
         each(now() - start, size)
       }
       if fitting < count { times.finishReason = .context }
       return logits
     }
 
+    times.startedNs.warmUp = now()
     reset()
     var cold: UInt64?
     _ = try feed(chunk, inChunks: true) { ns, _ in cold = cold ?? ns }
@@ -58,18 +72,19 @@ extension TokenModel {
     reset()
     fed = 0
 
-    let filling = now()
+    times.startedNs.fill = now()
     _ = try feed(test.depth, inChunks: true) { _, _ in }
-    times.fillNs = now() - filling
-    let start = now()
+    times.startedNs.prefill = now()
+    times.fillNs = times.startedNs.prefill - times.startedNs.fill
     let logits = try feed(test.pp, inChunks: true) { ns, size in
       times.prefillNs.append(ns)
       times.prefillTokens.append(size)
     }
     if !logits.isEmpty {
       _ = Sampler.greedy(logits)
-      times.firstTokenNs = now() - start
+      times.firstTokenNs = now() - times.startedNs.prefill
     }
+    times.startedNs.decode = now()
     _ = try feed(test.tg, inChunks: false) { ns, _ in times.decodeNs.append(ns) }
     return times
   }

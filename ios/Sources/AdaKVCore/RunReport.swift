@@ -14,6 +14,17 @@ public struct MemoryUse: Encodable, Equatable, Sendable {
     self.file = file
     self.footprint = footprint
   }
+
+  enum CodingKeys: String, CodingKey { case rss, anonymous, file, footprint }
+
+  /// Written out: what is unknown is null, not left out.
+  public func encode(to encoder: Encoder) throws {
+    var values = encoder.container(keyedBy: CodingKeys.self)
+    try values.encode(rss, forKey: .rss)
+    try values.encode(anonymous, forKey: .anonymous)
+    try values.encode(file, forKey: .file)
+    try values.encode(footprint, forKey: .footprint)
+  }
 }
 
 /// The object that a runner prints, alone on its last line: docs/bench-schema.md describes every field.
@@ -46,9 +57,10 @@ public struct RunReport: Encodable {
   public struct Memory: Encodable {
     public let loaded: MemoryUse
     public let end: MemoryUse
-    public let peak: MemoryUse
+    /// The largest resident size so far, bytes.
+    public let peak: Int
 
-    public init(loaded: MemoryUse, end: MemoryUse, peak: MemoryUse) {
+    public init(loaded: MemoryUse, end: MemoryUse, peak: Int) {
       self.loaded = loaded
       self.end = end
       self.peak = peak
@@ -65,6 +77,15 @@ public struct RunReport: Encodable {
       self.tokensByTier = tokensByTier
       self.position = position
     }
+  }
+
+  /// A system that tells no clocks.
+  private struct Clocks: Encodable {
+    let cores: [Int] = []
+    let before: [Int] = []
+    let after: [Int] = []
+
+    enum CodingKeys: String, CodingKey { case cores, before, after }
   }
 
   public struct Logits: Encodable {
@@ -105,7 +126,7 @@ public struct RunReport: Encodable {
 
   enum CodingKeys: String, CodingKey {
     case schema, runner, test, loadNs, coldStepNs, fillNs, prefillNs, prefillTokens, decodeNs, firstTokenNs
-    case memory, cache, logits, finishReason
+    case startedNs, clocksKhz, memory, cache, logits, finishReason
   }
 
   public func encode(to encoder: Encoder) throws {
@@ -124,6 +145,8 @@ public struct RunReport: Encodable {
     try values.encode(times.prefillTokens, forKey: .prefillTokens)
     try values.encode(times.decodeNs, forKey: .decodeNs)
     try values.encode(times.firstTokenNs, forKey: .firstTokenNs)
+    try values.encode(times.startedNs, forKey: .startedNs)
+    try values.encode(Clocks(), forKey: .clocksKhz)
     try values.encode(times.finishReason, forKey: .finishReason)
   }
 

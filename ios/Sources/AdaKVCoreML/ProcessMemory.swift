@@ -10,10 +10,9 @@ extension MemoryUse {
       footprint: Int(info.phys_footprint))
   }
 
-  /// The largest so far.
-  static func peak() -> MemoryUse {
-    guard let info = taskInfo() else { return MemoryUse() }
-    return MemoryUse(rss: Int(info.resident_size_peak), footprint: Int(info.ledger_phys_footprint_peak))
+  /// The largest resident size so far, bytes.
+  static func peak() -> Int {
+    taskInfo().map { Int($0.resident_size_peak) } ?? 0
   }
 
   private static func taskInfo() -> task_vm_info_data_t? {

@@ -43,7 +43,9 @@ private struct Runner {
 
     switch options.command {
     case .bench(let test):
-      let times = try model.benchmark(test, tokens: options.tokens, now: now)
+      var times = try model.benchmark(test, tokens: options.tokens, now: now)
+      times.startedNs.load = start
+      FileHandle.standardError.write(Data("\(times.summary)\n".utf8))
       try printLine(
         RunReport(
           runner: runner, loadNs: loadNs, memory: memory(loaded), cache: cache(model), test: test, times: times
@@ -74,7 +76,7 @@ private struct Runner {
   }
 
   private func memory(_ loaded: MemoryUse) -> RunReport.Memory {
-    RunReport.Memory(loaded: loaded, end: .now(), peak: .peak())
+    RunReport.Memory(loaded: loaded, end: .now(), peak: MemoryUse.peak())
   }
 
   private func cache(_ model: LanguageModel) -> RunReport.Cache {

@@ -44,6 +44,8 @@ final class MeasuringTests: XCTestCase {
     XCTAssertEqual(times.prefillNs, [UInt64(chunk), 1])
     XCTAssertEqual(times.decodeNs, [1, 1, 1])
     XCTAssertEqual(times.firstTokenNs, UInt64(chunk + 1))
+    XCTAssertEqual(times.startedNs.prefill - times.startedNs.fill, times.fillNs)
+    XCTAssertEqual(times.startedNs.decode - times.startedNs.prefill, times.firstTokenNs)
     XCTAssertEqual(times.finishReason, .done)
     XCTAssertEqual(model.position, 3 * chunk + 4, "the warm-up is not in the cache")
     XCTAssertEqual(model.fed, (0..<model.position).map { Int32($0 % 3) + 1 }, "tokens are fed in turn")
@@ -99,7 +101,7 @@ final class MeasuringTests: XCTestCase {
     let model = Counter()
     let test = BenchmarkTest(pp: 0, tg: 2, depth: 0)
     let times = try model.benchmark(test, tokens: [1]) { model.clock }
-    let memory = RunReport.Memory(loaded: MemoryUse(rss: 1), end: MemoryUse(rss: 2), peak: MemoryUse(rss: 3))
+    let memory = RunReport.Memory(loaded: MemoryUse(rss: 1), end: MemoryUse(rss: 2), peak: 3)
     let report = RunReport(
       runner: RunReport.Runner(units: "cpuOnly", platform: "test"), loadNs: 5, memory: memory,
       cache: RunReport.Cache(bytes: 7, tokensByTier: [1, 0], position: 2), test: test, times: times)
@@ -110,8 +112,13 @@ final class MeasuringTests: XCTestCase {
       Set(fields.keys),
       [
         "schema", "runner", "test", "load_ns", "cold_step_ns", "fill_ns", "prefill_ns", "prefill_tokens", "decode_ns",
-        "first_token_ns", "memory", "cache", "finish_reason",
+        "first_token_ns", "started_ns", "clocks_khz", "memory", "cache", "finish_reason",
       ])
+    let started = try XCTUnwrap(fields["started_ns"] as? [String: Int])
+    XCTAssertEqual(Set(started.keys), ["load", "warm_up", "fill", "prefill", "decode"])
+    let known = try XCTUnwrap((fields["memory"] as? [String: Any])?["loaded"] as? [String: Any])
+    XCTAssertEqual(known["rss"] as? Int, 1)
+    XCTAssertTrue(known["file"] is NSNull)
     XCTAssertEqual(fields["schema"] as? String, "adakv-run-1")
     XCTAssertTrue(fields["first_token_ns"] is NSNull)
     let runner = try XCTUnwrap(fields["runner"] as? [String: Any])

@@ -11,7 +11,7 @@ final class RunOptionsTests: XCTestCase {
   }
 
   func testTheHarnessWords() throws {
-    let bench = try parse("--artifact artifacts/0 --tokens-file in/tokens --bench --pp 128 --tg 0 --depth 16 --threads 2")
+    let bench = try parse("--artifact a --tokens-file in/tokens --bench --pp 128 --tg 0 --depth 16 --threads 2")
     XCTAssertEqual(bench.command, .bench(BenchmarkTest(pp: 128, tg: 0, depth: 16)))
     XCTAssertEqual(bench.tokens, [1, 2, 3, 4])
     XCTAssertEqual(bench.units, .cpuAndNeuralEngine)

@@ -10,7 +10,7 @@ import org.junit.Test
 import org.junit.runner.RunWith
 
 /**
- * Times the artifact at /data/local/tmp/adakv/artifact inside an app's process, and writes the runner's JSON, one object
+ * Times the artifact at /data/local/tmp/adakv/artifact inside an app's process, and writes the runner's JSON, an object
  * a line, where Gradle collects it (build/outputs/connected_android_test_additional_output).
  *
  *     adb push artifacts/smollm2-135m-instruct-android /data/local/tmp/adakv/artifact
@@ -34,7 +34,7 @@ class DecodeBenchmark {
                 val times = model.benchmark(test, tokens)
                 assertEquals(test.tg, times.decodeNs.size)
                 val platform = "Android ${Build.VERSION.RELEASE}, ${Build.MANUFACTURER} ${Build.MODEL}"
-                output().appendText("${report(test, times, loadNs, loaded, memory(), model, platform)}\n")
+                output().appendText("${report(test, times, start, loadNs, loaded, memory(), model, platform)}\n")
             }
         }
     }

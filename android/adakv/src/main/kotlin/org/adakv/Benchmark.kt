@@ -6,8 +6,9 @@ import org.json.JSONObject
 /** One test of llama-bench's kind: prefill [pp] tokens, then decode [tg], with [depth] tokens in the cache before. */
 data class BenchmarkTest(val pp: Int, val tg: Int, val depth: Int)
 
-/** Times in nanoseconds of a monotonic clock; docs/bench-schema.md has the fields. */
+/** Times in nanoseconds of a monotonic clock, [startedNs] when each part began; docs/bench-schema.md has the fields. */
 data class BenchmarkTimes(
+    val startedNs: Map<String, Long>,
     val coldStepNs: Long,
     val fillNs: Long,
     val prefillNs: List<Long>,
@@ -26,7 +27,7 @@ fun StepModel.benchmark(test: BenchmarkTest, tokens: LongArray, now: () -> Long 
     var fed = 0
     var full = false
 
-    /** Feeds up to [count] tokens while they fit: nanoseconds and size of each step. */
+    /** Feeds up to [count] tokens while they fit: nanoseconds and size of each step; a single one chooses the next. */
     fun feed(count: Int, single: Boolean = false): List<Pair<Long, Int>> {
         val fitting = minOf(count, cache.context - position)
         full = full || fitting < count
@@ -35,11 +36,13 @@ fun StepModel.benchmark(test: BenchmarkTest, tokens: LongArray, now: () -> Long 
             val next = LongArray(size) { tokens[(fed + it) % tokens.size] }
             fed += size
             val start = now()
-            step(next)
+            val logits = step(next)
+            if (single) likeliest(logits)
             now() - start to size
         }.toList()
     }
 
+    val warmUp = now()
     reset()
     val cold = feed(cache.chunk).first().first
     feed(1, single = true)
@@ -54,6 +57,7 @@ fun StepModel.benchmark(test: BenchmarkTest, tokens: LongArray, now: () -> Long 
     val decoding = now()
     val decode = feed(test.tg, single = true)
     return BenchmarkTimes(
+        startedNs = mapOf("warm_up" to warmUp, "fill" to filling, "prefill" to start, "decode" to decoding),
         coldStepNs = cold,
         fillNs = start - filling,
         prefillNs = prefill.map { it.first },
@@ -64,6 +68,8 @@ fun StepModel.benchmark(test: BenchmarkTest, tokens: LongArray, now: () -> Long 
     )
 }
 
+private fun likeliest(logits: FloatArray): Int = logits.indices.maxBy { logits[it] }
+
 /** Resident memory of the process in bytes, from the text of /proc/self/status; what it does not tell is left out. */
 fun memoryUse(status: String): Map<String, Long> {
     val fields = mapOf("VmRSS" to "rss", "RssAnon" to "anonymous", "RssFile" to "file", "VmHWM" to "peak")
@@ -73,10 +79,14 @@ fun memoryUse(status: String): Map<String, Long> {
     }.toMap()
 }
 
-/** The object of `adakv_runner --bench`, for a test that was run inside an app. */
+/**
+ * The object of `adakv_runner --bench`, for a test that was run inside an app: what only the runner knows (clocks,
+ * tokens in each tier) is empty.
+ */
 fun report(
     test: BenchmarkTest,
     times: BenchmarkTimes,
+    loadStartedNs: Long,
     loadNs: Long,
     loaded: Map<String, Long>,
     end: Map<String, Long>,
@@ -94,7 +104,10 @@ fun report(
     .put("prefill_tokens", JSONArray(times.prefillTokens))
     .put("decode_ns", JSONArray(times.decodeNs))
     .put("first_token_ns", times.firstTokenNs ?: JSONObject.NULL)
+    .put("started_ns", JSONObject(times.startedNs + ("load" to loadStartedNs)))
+    .put("clocks_khz", JSONObject().put("cores", JSONArray()).put("before", JSONArray()).put("after", JSONArray()))
     .put("memory", JSONObject().put("loaded", JSONObject(loaded - "peak")).put("end", JSONObject(end - "peak"))
-        .put("peak", JSONObject().put("rss", end["peak"] ?: JSONObject.NULL)))
-    .put("cache", JSONObject().put("bytes", model.cache.bytes).put("position", model.position))
+        .put("peak", end["peak"] ?: 0))
+    .put("cache", JSONObject().put("bytes", model.cache.bytes).put("tokens_by_tier", JSONArray())
+        .put("position", model.position))
     .put("finish_reason", times.finishReason)

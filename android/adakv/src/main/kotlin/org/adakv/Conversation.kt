@@ -1,6 +1,8 @@
 package org.adakv
 
 import java.io.Closeable
+import java.util.concurrent.locks.ReentrantLock
+import kotlin.concurrent.withLock
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.channels.awaitClose
 import kotlinx.coroutines.channels.trySendBlocking
@@ -19,6 +21,7 @@ import org.pytorch.executorch.extension.llm.LlmModule
  * text only. One answer at a time.
  */
 class Conversation private constructor(private val module: LlmModule, private val temperature: Float) : Closeable {
+    private val running = ReentrantLock()
     private var begun = false
 
     /**
@@ -35,7 +38,7 @@ class Conversation private constructor(private val module: LlmModule, private va
         }
         launch {
             try {
-                module.generate(prompt, config(), callback)
+                running.withLock { module.generate(prompt, config(), callback) }
                 close()
             } catch (error: ExecutorchRuntimeException) {
                 close(AdaKVException("the model failed (${error.message}): start a new conversation", error))
@@ -50,13 +53,17 @@ class Conversation private constructor(private val module: LlmModule, private va
         begun = false
     }
 
-    override fun close() = module.close()
+    /** Stops an answer and waits for its current step, so not for the main thread. */
+    override fun close() {
+        module.stop()
+        running.withLock { module.close() }
+    }
 
     private fun config(): LlmGenerationConfig =
         LlmGenerationConfig.create().echo(false).temperature(temperature).build()
 
     companion object {
-        /** Loads an artifact: seconds, off the calling thread. [temperature]: 0 takes the likeliest token, at most 1. */
+        /** Loads an artifact, off the calling thread (seconds). [temperature]: 0 (the likeliest token) to 1. */
         suspend fun open(artifact: Artifact, temperature: Float = 0f): Conversation = withContext(Dispatchers.IO) {
             Operators.require()
             try {

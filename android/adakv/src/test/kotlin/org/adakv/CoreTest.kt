@@ -68,17 +68,18 @@ class CoreTest {
         val memory = memoryUse("Name:\tapp\nVmHWM:\t 2048 kB\nVmRSS:\t 1024 kB\nRssAnon:\t 512 kB\n")
         assertEquals(mapOf("peak" to 2097152L, "rss" to 1048576L, "anonymous" to 524288L), memory)
         val times = model.benchmark(test, longArrayOf(1)) { model.clock }
-        val fields = JSONObject(report(test, times, 5, memory, memory, model, "test").toString())
+        val fields = JSONObject(report(test, times, 1, 5, memory, memory, model, "test").toString())
         assertEquals(
             setOf(
                 "schema", "runner", "test", "load_ns", "cold_step_ns", "fill_ns", "prefill_ns", "prefill_tokens",
-                "decode_ns", "first_token_ns", "memory", "cache", "finish_reason",
+                "decode_ns", "first_token_ns", "started_ns", "clocks_khz", "memory", "cache", "finish_reason",
             ),
             fields.keys().asSequence().toSet(),
         )
         assertTrue(fields.isNull("first_token_ns"))
         assertEquals(2, fields.getJSONArray("decode_ns").length())
-        assertEquals(2097152L, fields.getJSONObject("memory").getJSONObject("peak").getLong("rss"))
+        assertEquals(2097152L, fields.getJSONObject("memory").getLong("peak"))
+        assertEquals(1L, fields.getJSONObject("started_ns").getLong("load"))
     }
 
     @Test
