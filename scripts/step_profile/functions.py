@@ -23,7 +23,7 @@ PARTS = (
         "transforms, RoPE, query codes",
         r"\b(transform|transform_block|quantize_query|prepare_queries|hadamard|rotate)\b",
     ),
-    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form"),
+    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form|for_codes"),
     ("joining parts, statistics", r"\bjoin\b|finish|record_attention|attend"),
     ("4-bit layers", r"int4|swiglu|norm|Activations|\bquantize\b"),
     ("output layer", r"table"),

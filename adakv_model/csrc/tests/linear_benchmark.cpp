@@ -13,7 +13,6 @@
 #include "cache/quantizer.h"
 #include "linear/int4.h"
 #include "linear/table.h"
-#include "spinning_pool.h"
 
 namespace {
 
