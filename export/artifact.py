@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.digest import sha256_of
@@ -92,7 +93,7 @@ def write_manifest(
     plan: CachePlan,
     sections: dict[str, object],
     command: list[str],
-) -> dict:
+) -> dict[str, Any]:
     """manifest.json: model, versions, shapes, cache plan, options, hashes of every other file."""
     config = checkpoint.config
     returned = 1 if sections.get("logits") == "last" else f"1..{plan.chunk}"
