@@ -1,12 +1,13 @@
-"""The runtime's log: it writes to file descriptor 2 from C++, a dozen lines where one is wanted."""
+"""The runtime's log: written from C++, a dozen lines where one is wanted."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from adakv_model.errors import debugging
 
@@ -19,10 +20,12 @@ class RuntimeLog:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the log)
+        # The binding sends some of it through sys.stderr, which need not be descriptor 2.
+        self._stream = io.TextIOWrapper(self._file, encoding="utf-8", errors="replace", write_through=True)
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Whatever is written to descriptor 2 inside, by any thread, goes to the log, which starts empty."""
+        """Whatever is written to standard error inside, by any thread, goes to the log, which starts empty."""
         if debugging():
             yield
             return
@@ -33,8 +36,10 @@ class RuntimeLog:
         terminal = os.dup(2)
         os.dup2(self._file.fileno(), 2)
         try:
-            yield
+            with redirect_stderr(self._stream):
+                yield
         finally:
+            self._file.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
 
