@@ -21,6 +21,7 @@ import typer
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.inputs import check_prompt, read_prompt
 from adakv_model.terminal import make_console, print_error
 from device_tests.coreml.run import CoreMLModel
 from device_tests.parity.compare import Agreement
@@ -128,7 +129,8 @@ def main(
         if units not in UNITS:
             raise UserError(f"unknown --units {units!r}: one of {', '.join(UNITS)}")
         opened = Artifact(artifact)
-        ids = opened.codec.encode(prompt)
+        ids = opened.codec.encode(read_prompt(prompt), add_special_tokens=True)
+        check_prompt(ids, opened.plan.context, opened.vocabulary)
         runner = build_runner(simulator)
         result = run_on_apple(runner, opened, ids, new_tokens, units, simulator)
         report = {"latency": result.summary, "text": opened.codec.decode(result.tokens)}

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from adakv_model.checkpoints.hf import sha256_of
+from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.errors import UserError
+from adakv_model.files import sha256_of
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
@@ -75,12 +76,24 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     names = {
         "bos_token": tokens.get(config.bos_token_id),
         "eos_token": tokens.get(next(iter(config.eos_token_ids), None)),
-    }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in names.items() if v}, indent=1), encoding="utf-8"
-    )
+    } | (checkpoint.special_tokens or {})
+    text = json.dumps({k: v for k, v in names.items() if v}, indent=1)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     if checkpoint.chat_template:
-        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8")
+        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8", newline="")
+
+
+def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
+    """What a user should know about how a checkpoint was read and what its artifact cannot do."""
+    notes = list(checkpoint.notes)
+    if checkpoint.tokenizer is None:
+        if not checkpoint.random:
+            notes.append("the checkpoint has no tokenizer: the program takes token ids, no text")
+        return notes
+    highest = max(open_tokenizer(checkpoint.tokenizer).get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= (size := checkpoint.config.vocab_size):
+        notes.append(f"the tokenizer has ids up to {highest}, the weights only {size}: texts with those are refused")
+    return notes
 
 
 def write_manifest(
@@ -104,6 +117,8 @@ def write_manifest(
             "random_weights": checkpoint.random,
             **config.__dict__,
             "eos_token_ids": list(config.eos_token_ids),
+            "special_tokens": checkpoint.special_tokens,
+            "notes": checkpoint_notes(checkpoint),
         },
         "kv_cache": plan.to_manifest(),
         "methods": {

@@ -92,7 +92,7 @@ def android_cache(cache: dict) -> list[tuple[str, str]]:
 
 def notes(manifest: dict, random_weights: bool, logits: str | None) -> list[str]:
     """What a user should know about this export. logits: what was asked for."""
-    found = []
+    found = list(manifest["model"]["notes"])
     if not random_weights and manifest["calibration"].get("calibrated") is False:
         found.append("no calibration tables for this checkpoint: run scripts/calibrate.py")
     if logits == "last" and manifest.get("logits") == "all":

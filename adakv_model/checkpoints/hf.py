@@ -12,6 +12,7 @@ from adakv_model.checkpoints.tokenizer import read_config, read_object, read_tok
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
+from adakv_model.files import sha256_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -40,15 +41,6 @@ def weights_digest(files: list[Path]) -> str:
         return digests[0]
     listing = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
     return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in 1 MiB pieces. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read(folder: Path, name: str, source: dict[str, Any], dtype: torch.dtype) -> Checkpoint:

@@ -14,9 +14,9 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.config import BundledSource
 from adakv_model.errors import UserError
+from adakv_model.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,6 @@ SnapshotDownloader = Callable[..., str]
 _HUB_FILES = ["config.json", "generation_config.json", "*.safetensors*", "tokenizer*", "chat_template.jinja"]
 _HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"]
 _OFFLINE_REMEDY = "pass --checkpoint FOLDER with a copy on this machine"
-
-
-def default_cache_dir() -> Path:
-    """`$ADAKV_CACHE`, or `~/.cache/adakv`."""
-    configured = os.environ.get("ADAKV_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "adakv"
 
 
 def cached_bundled_file(source: BundledSource, cache_dir: Path) -> Path | None:

@@ -235,9 +235,9 @@ def test_a_file_that_cannot_be_read_is_a_user_error(folder: Path, monkeypatch: p
 )
 def test_tokenizer_and_chat_template_are_read(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content, encoding="utf-8")
-    content = write_tokenizer(folder)
+    tokenizer = write_tokenizer(folder)
     loaded = load_checkpoint(path=folder)
-    assert (loaded.chat_template, loaded.tokenizer) == ("T", content)
+    assert (loaded.chat_template, loaded.tokenizer) == ("T", tokenizer)
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path, folder: Path) -> None:

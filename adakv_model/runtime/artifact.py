@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adakv_model.errors import UserError
+from adakv_model.files import known_sha256
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
+from adakv_model.runtime.inputs import check_threads, check_tokens
 from adakv_model.runtime.text import TextCodec
 
 PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
@@ -31,25 +34,32 @@ class Artifact:
     """Read access to an artifact folder. Raises UserError if it is missing, partial or foreign."""
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / MANIFEST).is_file():
-            raise UserError(
-                f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`"
-            )
         self.folder = folder
-        try:
-            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as e:
-            raise UserError(f"{folder / MANIFEST} is damaged ({e}): export again") from e
-        if (found := self.manifest.get("format")) != FORMAT:
-            raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
-        missing = [name for name in self.manifest.get("files", {}) if not (folder / name).is_file()]
+        self.manifest = read_manifest(folder)
+        missing = [name for name in self.manifest["files"] if not (folder / name).is_file()]
         if missing or not self.program.exists():
             raise UserError(f"{folder} lacks {', '.join(missing) or self.program.name}: export again")
+
+    def check(self, *names: str) -> None:
+        """Raise UserError for a file, or a folder's files, that differ from what was exported.
+
+        A damaged program ends in a crash or in another answer, a cut library in a crash of this process.
+        """
+        for name, described in self.manifest["files"].items():
+            if not any(name == wanted or name.startswith(f"{wanted}/") for wanted in names):
+                continue
+            path = self.folder / name
+            try:
+                same = path.stat().st_size == described["bytes"] and known_sha256(path) == described["sha256"]
+            except OSError as e:
+                raise UserError(f"cannot read {path} ({e.strerror or e}): export again") from e
+            if not same:
+                raise UserError(f"{path} is damaged or was replaced (its SHA-256 differs): export again")
 
     @property
     def program(self) -> Path:
         """The .pte, or the .mlpackage folder of a Core ML artifact."""
-        return self.folder / self.manifest.get("program", PROGRAM)
+        return self.folder / self.manifest["program"]
 
     @property
     def operator_library(self) -> Path:
@@ -57,11 +67,25 @@ class Artifact:
         path = self.folder / native.LIBRARY_NAME
         if not path.is_file():
             raise UserError(f"the operator library {path} is missing: export again, or copy it back beside the program")
+        self.check(path.name)
         return path
 
     @cached_property
     def plan(self) -> CachePlan:
-        return CachePlan.from_manifest(self.manifest["kv_cache"])
+        try:
+            return CachePlan.from_manifest(self.manifest["kv_cache"])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise damaged(self.folder, f"kv_cache: {type(e).__name__} {e}") from e
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the program takes."""
+        return int(self.manifest["model"]["vocab_size"])
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        return tuple(self.manifest["model"]["eos_token_ids"])
 
     @property
     def all_logits(self) -> bool:
@@ -82,10 +106,14 @@ class Artifact:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
         path, template = self.folder / TOKENIZER, self.folder / TEMPLATE
         if not path.is_file():
-            raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
+            raise UserError(
+                f"{self.folder} has no tokenizer: its checkpoint had none, so text needs an export of one that has"
+            )
+        self.check(TOKENIZER, TEMPLATE)
         model = self.manifest["model"]
-        source = template.read_text(encoding="utf-8") if template.is_file() else None
-        return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
+        source = template.read_bytes().decode() if template.is_file() else None
+        special = model.get("special_tokens")
+        return TextCodec(path.read_bytes(), source, model["bos_token_id"], self.eos_ids, special)
 
     def load(self) -> HostModel:
         """The program, loaded into this process's ExecuTorch runtime. Raises UserError for a Core ML artifact."""
@@ -97,11 +125,52 @@ class Artifact:
         return HostModel(self)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact folder. Raises UserError if it is missing, damaged, or of another format."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise damaged(folder, str(e)) from e
+    if not isinstance(manifest, dict):
+        raise damaged(folder, "it is no JSON object")
+    if (found := manifest.get("format")) != FORMAT:
+        raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
+    manifest.setdefault("program", PROGRAM)
+    for section in ("model", "kv_cache", "files"):
+        if not isinstance(manifest.get(section), dict):
+            raise damaged(folder, f"it has no {section}")
+    _check_sections(folder, manifest)
+    return manifest
+
+
+def _check_sections(folder: Path, manifest: dict[str, Any]) -> None:
+    """What every reader relies on; the plan is checked where it is rebuilt."""
+    model, files = manifest["model"], manifest["files"]
+    ids = model.get("eos_token_ids")
+    if not isinstance(model.get("vocab_size"), int) or "bos_token_id" not in model or not isinstance(ids, list):
+        raise damaged(folder, "its model has no vocab_size, bos_token_id or eos_token_ids")
+    for name, described in files.items():
+        known = isinstance(described, dict) and {"bytes", "sha256"} <= described.keys()
+        if not known or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise damaged(folder, f"files: {name}")
+    if not isinstance(manifest["program"], str) or Path(manifest["program"]).name != manifest["program"]:
+        raise damaged(folder, f"program: {manifest['program']!r}")
+
+
+def damaged(folder: Path, reason: str) -> UserError:
+    """The error about a manifest that export.py did not write like that."""
+    return UserError(f"{folder / MANIFEST} is damaged ({reason}): export again")
+
+
 class HostModel:
     """A loaded program: one cache, fed in order. `position` is the number of tokens it holds."""
 
     def __init__(self, artifact: Artifact) -> None:
         native.load_library(artifact.operator_library)
+        artifact.check(artifact.program.name)
         import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
         from executorch.extension.pybindings import _C
 
@@ -113,6 +182,7 @@ class HostModel:
                 reason = _last_error(log()) or _first_line(e)
                 raise UserError(f"ExecuTorch cannot load {artifact.program} ({reason}): export again") from e
         self.artifact, self.plan = artifact, artifact.plan
+        self._vocabulary = artifact.vocabulary
         self.position = 0
 
     def reset(self) -> None:
@@ -124,6 +194,7 @@ class HostModel:
         exported with --logits last. Raises UserError past the context."""
         if not 1 <= len(tokens) <= self.plan.chunk:
             raise UserError(f"a step takes 1 to {self.plan.chunk} tokens, not {len(tokens)}")
+        check_tokens(tokens, self._vocabulary)
         if self.position + len(tokens) > self.plan.context:
             raise UserError(
                 f"context full: {self.position + len(tokens)} tokens do not fit the artifact's"
@@ -158,7 +229,11 @@ class HostModel:
 
 
 def set_threads(count: int) -> None:
-    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it."""
+    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it.
+
+    Raises UserError for more than the cores of this machine.
+    """
+    check_threads(count)
     from executorch.extension.pybindings import _C
 
     torch.set_num_threads(1)

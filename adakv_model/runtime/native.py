@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adakv_model.checkpoints.hf import sha256_of
 from adakv_model.errors import UserError
+from adakv_model.files import sha256_of
 from adakv_model.linear.blocks import GROUP, ROWS
 from adakv_model.packing import Side, padded
 from adakv_model.quantizer import ScaleMode, is_narrow, row_bytes
