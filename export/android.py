@@ -17,7 +17,8 @@ from adakv_model.reference import FEATURES
 from adakv_model.runtime import native
 from adakv_model.runtime.artifact import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
-from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.artifact import write_manifest, write_tokenizer
+from export.folder import atomic_folder
 from export.quiet import quiet
 from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights, stored_bits
 

@@ -1,21 +1,15 @@
-"""Writing an artifact folder: everything goes to a temporary folder beside the target, renamed when complete."""
+"""What is in an artifact folder: tokenizer, template, manifest; and where it goes by default."""
 
 from __future__ import annotations
 
 import datetime
-import errno
 import json
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
-from adakv_model.errors import UserError
 from adakv_model.files import sha256_of
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
@@ -23,47 +17,14 @@ from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
 
 
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` (replacing an earlier artifact) if the block succeeds.
-
-    Raises UserError if the place cannot be written, the disk fills up, or `target` holds something else.
-    """
-    _check_replaceable(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as e:
-        raise UserError(f"cannot write to {target.parent}: {e.strerror}; choose another --out") from e
-    try:
-        staging.chmod(0o755)
-        yield staging
-        _swap(staging, target)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of {target.parent} is full: free some space or choose another --out") from e
-        raise UserError(f"cannot write {target}: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_replaceable(target: Path) -> None:
-    if target.is_dir():
-        if any(target.iterdir()) and not (target / MANIFEST).is_file():
-            raise UserError(f"{target} is not empty and not an artifact: choose another --out")
-    elif target.exists():
-        raise UserError(f"{target} is a file: choose a folder for --out")
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Rename staging to target; an existing artifact is moved aside first and removed last."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def default_out(model: str, checkpoint: Path | None, target: str) -> Path:
+    """artifacts/NAME-TARGET: the name of the model, hub repository, folder or file, whole, version dots included."""
+    name = model
+    if checkpoint is not None:
+        is_file = checkpoint.suffix.lower() == ".gguf"
+        name = str(checkpoint) if not checkpoint.exists() else checkpoint.resolve().name
+        name = name[: -len(checkpoint.suffix)] if is_file else name
+    return Path("artifacts") / f"{name.strip('/').replace('/', '--') or 'checkpoint'}-{target}"
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -20,6 +20,7 @@ from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console, print_error, print_note, text_column
 from export import android, ios
+from export.artifact import default_out
 from export.coreml.convert import TARGETS as DEPLOYMENT_TARGETS
 from export.coreml.report import core_ml_cache, print_report
 from export.coreml.storage import FP16, STORAGES
@@ -222,7 +223,7 @@ def main(
         ):
             if value is not None and value not in allowed:
                 raise UserError(f"unknown {name} {value!r}: one of {', '.join(allowed)}")
-        out = out or Path("artifacts") / f"{checkpoint.stem if checkpoint else model.replace('/', '--')}-{target}"
+        out = out or default_out(model, checkpoint, target)
         if features is not None and kv != "adaptive":
             raise UserError(f"--features is what --kv adaptive decides by; --kv {kv} decides nothing: drop it")
         cache = CacheOptions(context, window, kv, kv_bits, window_bits, prefill_chunk)
