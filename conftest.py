@@ -7,11 +7,12 @@ import pytest
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
-from adakv_model.files import default_cache_dir
+from adakv_model.digest import default_cache_dir
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--artifact", help="device_tests: test this artifact folder instead of exporting some")
+    parser.addoption("--device", help="device_tests/parity: only the tests of a device: host, qemu, adb:SERIAL, ...")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adakv_model.packing import BLOCK, Side, pack_blocks, padded, unpack_blocks
-from adakv_model.plan import ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW, left
+from adakv_model.plan import ATTENTION_UNIT, FIRST_TIER, PART_ROWS, SINK, WINDOW
 from adakv_model.quantizer import (
     UNIT_16,
     ScaleMode,
@@ -38,6 +38,7 @@ from adakv_model.quantizer import (
     transform,
 )
 from adakv_model.reference import OWN, OWN_SQUARED, RECEIVED
+from adakv_model.window import left
 
 GROUP_ROWS = 32  # rows whose V weights share a scale
 LANES = 16  # partial sums of a reduction

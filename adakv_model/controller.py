@@ -12,24 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adakv_model.reference import FEATURES
+from adakv_model.features import FEATURES
 
 HIDDEN = 16
-
-#: What a controller may know of a token, by the name of the set. Those of the model's predictions need the logits of
-#: every token, in prefill too.
-FEATURE_SETS = {
-    "fast": ("log_frequency", "attention_variance", "own_attention", "repetition", "received_attention"),
-    "paper": ("log_frequency", "confidence", "attention_variance", "entropy"),  # of arXiv 2604.04722
-    "all": FEATURES,
-}
-DEFAULT_FEATURES = "fast"
-PREDICTIONS = ("confidence", "entropy", "surprisal")
-
-
-def needs_predictions(features: str) -> bool:
-    """Whether the feature set of this name needs the model's predictions (operator `observe`)."""
-    return not set(PREDICTIONS).isdisjoint(FEATURE_SETS[features])
 
 
 class ImportanceScorer(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adakv_model.packing import BLOCK, padded
 from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, row_bytes, scale_bytes
+from adakv_model.window import cut, largest_chunk, left
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
 MAX_TIERS = 8
@@ -46,32 +47,6 @@ ATTENTION_SUMS = (
     "received",  # over layers, heads and the next `lag` queries, of the attention it receives
 )
 ATTENTION_UNIT = 2.0**-24
-
-
-def left(position: int, window: int, departure: int) -> int:
-    """The oldest token still in the window once `position` is appended; those before it, but for the sink, have left.
-
-    Tokens leave as a position that is a multiple of `departure` is appended: then all that are `window` behind or
-    more. -1 is the empty cache.
-    """
-    return max(1, position // departure * departure - window + 1)
-
-
-def largest_chunk(window: int, departure: int) -> int:
-    """Tokens that a step may append: at most one block leaves, or none of the chunk's own tokens."""
-    return departure if departure > 1 else window
-
-
-def cut(position: int, count: int, size: int, departure: int) -> Iterator[int]:
-    """Sizes, at most `size`, of chunks that append `count` tokens at `position` and cross no multiple of `departure`
-    (1: wherever)."""
-    end = position + count
-    while position < end:
-        step = min(size, end - position)
-        if departure > 1:
-            step = min(step, departure - position % departure)
-        yield step
-        position += step
 
 
 @dataclass(frozen=True)

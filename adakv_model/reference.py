@@ -19,30 +19,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adakv_model.plan import (
-    ATTENTION_SUMS,
-    ATTENTION_UNIT,
-    IN_SINK,
-    IN_WINDOW,
-    OBSERVATIONS,
-    largest_chunk,
-    left,
-)
+from adakv_model.features import FEATURES
+from adakv_model.plan import ATTENTION_SUMS, ATTENTION_UNIT, IN_SINK, IN_WINDOW, OBSERVATIONS
+from adakv_model.window import largest_chunk, left
 
 LOG_FREQUENCY, CONFIDENCE, ENTROPY, SURPRISAL, REPEATS = range(len(OBSERVATIONS))
 OWN, OWN_SQUARED, RECEIVED = range(len(ATTENTION_SUMS))
-
-#: Features of a departing token as the controller sees them (columns of depart's output).
-FEATURES = (
-    "log_frequency",
-    "confidence",
-    "attention_variance",
-    "entropy",
-    "surprisal",
-    "own_attention",
-    "repetition",
-    "received_attention",
-)
 
 VARIANCE_FLOOR, ATTENTION_FLOOR = 1e-6, 1e-5
 

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adakv_model.config import LlamaConfig
-from adakv_model.controller import FEATURE_SETS, ImportanceScorer
+from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.features import FEATURE_SETS
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, hadamard, n_bands
 

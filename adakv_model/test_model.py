@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as HfConfig
 from transformers import LlamaForCausalLM
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.checkpoints.testing_checkpoints import SMALL, UNTIED, Weights, hf_names
 from adakv_model.checkpoints.weights import draw_weights, weight_shapes

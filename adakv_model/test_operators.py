@@ -16,9 +16,10 @@ from torch import Tensor
 from adakv_model import attention, reference
 from adakv_model.kv_cache import columns
 from adakv_model.packing import Side
-from adakv_model.plan import ATTENTION_SUMS, FIRST_TIER, OBSERVATIONS, SINK, WINDOW, CachePlan, left
+from adakv_model.plan import ATTENTION_SUMS, FIRST_TIER, OBSERVATIONS, SINK, WINDOW, CachePlan
 from adakv_model.quantizer import BAND_BITS, SUPPORTED_BITS, hadamard, join_bands, n_bands, transform
 from adakv_model.runtime import native
+from adakv_model.window import left
 
 TORCH = SimpleNamespace(
     depart=reference.depart, assign=reference.assign, attend=attention.attend, observe=reference.observe

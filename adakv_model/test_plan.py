@@ -11,31 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adakv_model.budget import (
-    BUDGETED,
-    POLICIES,
-    CacheOptions,
-    PlannedCache,
-    allocate,
-    allocate_unit_bits,
-    plan_cache,
-    tier_damages,
-)
+from adakv_model.budget import PlannedCache, allocate, allocate_unit_bits, plan_cache, tier_damages
+from adakv_model.cache_options import BUDGETED, POLICIES, CacheOptions
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
-from adakv_model.controller import FEATURE_SETS
 from adakv_model.errors import UserError
+from adakv_model.features import FEATURE_SETS
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.packing import padded
-from adakv_model.plan import (
-    ALIGNMENT,
-    FIRST_TIER,
-    LAYOUT_COLUMNS,
-    SINK,
-    CachePlan,
-    largest_chunk,
-    left,
-    round_up,
-)
+from adakv_model.plan import ALIGNMENT, FIRST_TIER, LAYOUT_COLUMNS, SINK, CachePlan, round_up
 from adakv_model.quantizer import (
     BAND_BITS,
     GAUSSIAN_MSE,
@@ -48,6 +31,7 @@ from adakv_model.quantizer import (
     split_bands,
 )
 from adakv_model.tables import CalibrationTables, shipped_tables
+from adakv_model.window import largest_chunk, left
 
 CONFIG: LlamaConfig = get_model(DEFAULT_MODEL).config
 TABLES = CalibrationTables.load(shipped_tables(DEFAULT_MODEL))

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
-from adakv_model.controller import FEATURE_SETS, ImportanceScorer
+from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
+from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.quantizer import ScaleMode, hadamard, n_bands
-from adakv_model.reference import FEATURES
 from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.tables import CalibrationTables, RowTables, neutral_tables, shipped_tables
 

@@ -6,7 +6,6 @@ compiler or emulator is a failure, not a skip. Emulation says nothing about a ph
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,8 +18,8 @@ import pytest
 
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import generate
+from device_tests.devices.host import build_runner
 from scripts.make_tiny_artifact import CONTEXT
-from scripts.make_tiny_artifact import main as make_tiny_artifact
 
 ROOT = Path(__file__).parents[1]
 EMULATOR = ["qemu-aarch64-static", "-cpu", "cortex-a76", "-L", "/usr/aarch64-linux-gnu"]
@@ -40,14 +39,8 @@ def build(*command: str | Path, **kwargs) -> None:  # type: ignore[no-untyped-de
 
 @pytest.fixture(scope="session")
 def host_runner() -> Runner:
-    spec = importlib.util.find_spec("executorch")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    sdk = spec.submodule_search_locations[0]
-    folder = ROOT / "build" / "runner-host"
-    build("cmake", "-S", "android", "-B", folder, f"-DEXECUTORCH_ROOT={sdk}")
-    build("cmake", "--build", folder, "--parallel", "2")
-    return lambda *options: run(folder / "adakv_runner", *options)
+    path = build_runner()
+    return lambda *options: run(path, *options)
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +66,8 @@ def arm64_runner(arm64_package: Path) -> Runner:
 
 
 @pytest.fixture(scope="session", params=["none", "8da4w-asym"])
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("tiny") / request.param
-    make_tiny_artifact(folder, request.param)
-    return Artifact(folder)
+def artifact(request: pytest.FixtureRequest, tiny_artifact: Callable[..., Artifact]) -> Artifact:
+    return tiny_artifact(quantize=request.param)
 
 
 def ask(runner: Runner, artifact: Artifact, prompt: list[int], new: int, *options: str) -> dict:

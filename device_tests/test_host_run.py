@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from adakv_model.runtime import native
-from adakv_model.runtime.artifact import PROGRAM, TOKENIZER, Artifact
+from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import encode_prompt, generate
+from adakv_model.runtime.manifest import PROGRAM, TOKENIZER
 from device_tests.exporting import ROOT, export_once
 
 PROMPT = "Why is the sky blue?"

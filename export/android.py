@@ -8,23 +8,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.features import FEATURES
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.plan import CachePlan
-from adakv_model.reference import FEATURES
 from adakv_model.runtime import native
-from adakv_model.runtime.artifact import CALIBRATION, PROGRAM
+from adakv_model.runtime.manifest import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import write_manifest, write_tokenizer
 from export.folder import atomic_folder
+from export.options import DEFAULT_RECIPE, LOGITS, default_embedding
 from export.quiet import quiet
-from export.weights import DEFAULT_RECIPE, default_embedding, quantize_weights, stored_bits
+from export.weights import quantize_weights, stored_bits
 
 Stage = Callable[[str], AbstractContextManager[None]]
 STAGES = 6  # how many stages export_android reports
-LOGITS = ("last", "all")  # whose logits a step returns: its last token's, or every token's
 
 
 @dataclass(frozen=True)

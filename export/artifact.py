@@ -10,21 +10,11 @@ from pathlib import Path
 
 from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
-from adakv_model.files import sha256_of
+from adakv_model.digest import sha256_of
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
+from adakv_model.runtime.manifest import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
-
-
-def default_out(model: str, checkpoint: Path | None, target: str) -> Path:
-    """artifacts/NAME-TARGET: the name of the model, hub repository, folder or file, whole, version dots included."""
-    name = model
-    if checkpoint is not None:
-        is_file = checkpoint.suffix.lower() == ".gguf"
-        name = str(checkpoint) if not checkpoint.exists() else checkpoint.resolve().name
-        name = name[: -len(checkpoint.suffix)] if is_file else name
-    return Path("artifacts") / f"{name.strip('/').replace('/', '--') or 'checkpoint'}-{target}"
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -19,15 +19,17 @@ from pathlib import Path
 from types import FrameType
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import MANIFEST
+from adakv_model.runtime.manifest import MANIFEST
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 _NEW, _OLD = "adakv-new-", "adakv-old-"
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` (replacing an earlier artifact) if the block succeeds.
+def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
+    """A temporary folder that becomes `target` (replacing an earlier one of its kind) if the block succeeds.
+
+    mark: the file by which such a folder is known.
 
     A link is followed. A folder that cannot be renamed, a mount point or the current folder, has its contents replaced.
     Files get the permissions of the user's umask. Raises UserError if the place cannot be written, the disk fills up,
@@ -43,7 +45,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place):
             _remove_stale(place, target)
-            _check_replaceable(target)
+            _check_replaceable(target, mark)
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_NEW}", dir=place))
             alive = _hold(staging)
     except OSError as e:
@@ -53,7 +55,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             yield staging
             _use_umask(staging)
             with _undisturbed(), _locked(place):
-                (_swap_contents if within else _swap)(staging, target)
+                _swap_contents(staging, target, mark) if within else _swap(staging, target)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of {place} is full: free some space or choose another --out") from e
@@ -63,10 +65,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         os.close(alive)
 
 
-def _check_replaceable(target: Path) -> None:
+def _check_replaceable(target: Path, mark: str) -> None:
     if target.is_dir():
-        if any(not _is_ours(path, target) for path in target.iterdir()) and not (target / MANIFEST).is_file():
-            raise UserError(f"{target} is not empty and not an artifact: choose another --out")
+        if any(not _is_ours(path, target) for path in target.iterdir()) and not (target / mark).is_file():
+            kind = "an artifact" if mark == MANIFEST else f"a folder with {mark}"
+            raise UserError(f"{target} is not empty and not {kind}: choose another --out")
     elif target.exists():
         raise UserError(f"{target} is a file: choose a folder for --out")
 
@@ -97,14 +100,14 @@ def _swap(staging: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _swap_contents(staging: Path, target: Path) -> None:
-    """Replace what target holds. The manifest goes first and comes last: between, the folder is no artifact."""
+def _swap_contents(staging: Path, target: Path, mark: str) -> None:
+    """Replace what target holds. The mark goes first and comes last: between, the folder is no artifact."""
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_OLD}", dir=target))
     try:
         present = [path for path in target.iterdir() if not _is_ours(path, target)]
-        for path in sorted(present, key=lambda path: path.name != MANIFEST):
+        for path in sorted(present, key=lambda path: path.name != mark):
             path.rename(old / path.name)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == mark):
             path.rename(target / path.name)
     finally:
         shutil.rmtree(old, ignore_errors=True)

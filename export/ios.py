@@ -5,28 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
-from adakv_model.errors import UserError
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import CALIBRATION
+from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
 from export.artifact import write_manifest, write_tokenizer
 from export.coreml.cache import CoreMLCache, CoreMLProgram, check_plan
-from export.coreml.convert import INT8_TARGET
 from export.coreml.inputs import CACHE, NEW, InputLayout
 from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
 from export.folder import atomic_folder
+from export.options import DEFAULT_RECIPE, FEATURES_USED
 from export.quiet import quiet
-from export.weights import DEFAULT_RECIPE
 
-BACKENDS = ("coreml", "executorch", "xnnpack")
-FEATURES_USED = "all"  # of FEATURE_SETS: what the Core ML graph computes
 STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
 
 
@@ -54,18 +51,6 @@ class IosOptions:
     logits: str | None = None
 
 
-def check_options(options: IosOptions) -> None:
-    """Raise UserError for options that exclude each other."""
-    if options.cache_io == FP16.name:
-        return
-    if options.backend != "coreml":
-        raise UserError(f"--cache-io {options.cache_io} needs --backend coreml: drop one of them")
-    if options.deployment_target != INT8_TARGET:
-        raise UserError(
-            f"--cache-io {options.cache_io} needs --deployment-target {INT8_TARGET}: older systems take none"
-        )
-
-
 def build_program(
     checkpoint: Checkpoint, tables: CalibrationTables, planned: PlannedCache, storage: Storage = FP16
 ) -> CoreMLProgram:
@@ -82,7 +67,6 @@ def package_name(checkpoint: Checkpoint) -> str:
 
 def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
-    check_options(options)
     storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
         return export_android(_android_options(options), command, stage)
@@ -188,7 +172,7 @@ def _delegate(
     folder: Path,
     stage: Stage,
 ) -> dict[str, object]:
-    from adakv_model.runtime.artifact import PROGRAM
+    from adakv_model.runtime.manifest import PROGRAM
     from export.coreml.delegate import lower_to_delegate
 
     with stage("lower to Core ML delegate"):

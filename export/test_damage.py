@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from adakv_model.checkpoints.testing_checkpoints import SMALL, SPECIAL, small_tokenizer, write_folder, write_tokenizer
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
+from adakv_model.generate import app
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.runtime.generate import app, encode_prompt
+from adakv_model.runtime.generate import encode_prompt
 from device_tests.exporting import ROOT, run_export
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}höflich{{ eos_token }}"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
-from adakv_model.controller import FEATURE_SETS
 from adakv_model.errors import UserError
+from adakv_model.features import FEATURE_SETS
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import prefill
 from device_tests.exporting import ROOT, run_export

@@ -14,14 +14,15 @@ import pytest
 from adakv_model.errors import UserError
 from device_tests.exporting import ROOT
 from export import folder as folders
-from export.artifact import default_out
 from export.folder import atomic_folder
+from export.options import default_out
 
 # Writes an artifact named by argv[2] into argv[1], argv[3] times; "stay" waits inside the block.
 WRITER = """
 import sys, time
 from pathlib import Path
 from export.folder import atomic_folder
+from export.options import default_out
 target, name, times = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 for _ in range(1 if times == "stay" else int(times)):
     with atomic_folder(target) as folder:

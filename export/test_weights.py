@@ -18,7 +18,8 @@ from adakv_model.kv_cache import FloatCache
 from adakv_model.linear.int4 import Int4NormLinear, decode
 from adakv_model.model import Llama, build_model
 from export.asymmetric import fit_groups, int4_block, int4_weight
-from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+from export.options import RECIPES, default_embedding
+from export.weights import quantize_weights, stored_bits
 
 
 def small_model(config: LlamaConfig = SMALL) -> Llama:

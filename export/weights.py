@@ -17,18 +17,7 @@ from adakv_model.linear.blocks import GROUP, ROWS
 from adakv_model.linear.table import TableHead, TokenTable
 from adakv_model.model import Llama
 from export.asymmetric import int4_block, int4_norm_linear
-
-DEFAULT_RECIPE = "8da4w-asym"
-# da: int8 activations per token; w: weight bits. asym: 4 bits with an offset per group of 32, exact for Q4_1
-# checkpoints; plain 8da4w is symmetric in groups of 32, g64 of 64; 8da8w is int8 per output row.
-RECIPES = (DEFAULT_RECIPE, "8da8w", "8da4w", "8da4w-g64", "none")
-# table: embedding and output matrix in one 6-bit copy (adakv_model/linear/table.py).
-EMBEDDINGS = ("table", "8", "4", "none")
-
-
-def default_embedding(recipe: str) -> str:
-    """The value of --embedding that goes with a recipe: the others keep a copy of the table in two places."""
-    return "table" if recipe == DEFAULT_RECIPE else "8"
+from export.options import DEFAULT_RECIPE
 
 
 def quantize_weights(model: Llama, recipe: str, embedding: str, wide_layers: Collection[int] = ()) -> None:

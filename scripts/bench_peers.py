@@ -24,8 +24,8 @@ from typing import Annotated
 import typer
 
 from adakv_model.config import DEFAULT_MODEL
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 from adakv_model.terminal import make_console
 from peers import show
 from peers.bench import Bench, Settings

@@ -19,16 +19,16 @@ import torch
 import typer
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig
-from adakv_model.controller import FEATURE_SETS, ImportanceScorer
+from adakv_model.controller import ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
-from adakv_model.plan import largest_chunk
-from adakv_model.reference import FEATURES
+from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, RowTables, reading_gains, shipped_tables
+from adakv_model.window import largest_chunk
 from training import cli
 from training.collect import Settings, WindowRecord, collect, mean_rows
 from training.fit import QUANTILES, spearman

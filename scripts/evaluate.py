@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.runtime import artifact as artifacts
@@ -58,6 +58,9 @@ def main(
     context: Annotated[int, typer.Option(help="Capacity of the cache; also the window of text.")] = DEFAULT_CONTEXT,
     window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
     window_bits: Annotated[int | None, typer.Option(help="8 or 16. [default: the policy's]")] = None,
+    departure: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that leave the window together. [default: a chunk of prefill]")
+    ] = None,
     against: Annotated[
         list[str] | None, typer.Option(help="Compare with this policy too: NAME or NAME@BITS; repeatable.")
     ] = None,
@@ -81,7 +84,7 @@ def main(
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     cli.set_threads(threads)
     bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
-    spec = PolicySpec(policy, kv_bits, context, window, window_bits)
+    spec = PolicySpec(policy, kv_bits, context, window, window_bits, departure)
     others = tuple(parse_policy(name, spec, "--against") for name in against or ())
     program = open_artifact(artifact, bench.checkpoint) if artifact else None
     if program is not None:

@@ -20,7 +20,7 @@ import torch
 import typer
 from rich.table import Table
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.runtime.text import codec_for

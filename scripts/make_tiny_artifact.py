@@ -18,12 +18,12 @@ from typing import Annotated
 import typer
 from safetensors.torch import save_file
 
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
-from adakv_model.controller import DEFAULT_FEATURES, FEATURE_SETS
-from export.android import LOGITS, AndroidOptions, export_android
-from export.weights import DEFAULT_RECIPE, RECIPES
+from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
+from export.android import AndroidOptions, export_android
+from export.options import DEFAULT_RECIPE, LOGITS, RECIPES
 
 CONTEXT = 256
 
@@ -54,6 +54,7 @@ def main(
     quantize: Annotated[str, typer.Option(help=f"Weights: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
     features: Annotated[str, typer.Option(help=f"Of the controller: {', '.join(FEATURE_SETS)}.")] = DEFAULT_FEATURES,
     logits: Annotated[str, typer.Option(help=f"Of a step: {', '.join(LOGITS)}.")] = LOGITS[0],
+    policy: Annotated[str, typer.Option(help="Of the cache, as export.py's --kv.")] = "adaptive",
 ) -> None:
     """Write the artifact."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +64,14 @@ def main(
             checkpoint=Path(folder),
             out=out,
             quantize=quantize,
-            cache=CacheOptions(context=CONTEXT, window=16, chunk=8, kv_bits=6.0, features=features),
+            cache=CacheOptions(
+                context=CONTEXT,
+                window=16,
+                chunk=8,
+                policy=policy,
+                kv_bits=6.0 if policy == "adaptive" else None,
+                features=features,
+            ),
             logits=logits,
         )
         export_android(options, sys.argv, lambda name: nullcontext())

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.budget import DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_WINDOW
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.simulation.policies import BUDGETED

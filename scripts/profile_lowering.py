@@ -19,7 +19,8 @@ from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_trans
 from rich.table import Table
 from torch.export import ExportedProgram
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
@@ -27,8 +28,9 @@ from adakv_model.tables import neutral_tables
 from adakv_model.terminal import make_console
 from export import lowering
 from export.android import build_exportable
+from export.options import default_embedding
 from export.quiet import quiet
-from export.weights import default_embedding, quantize_weights
+from export.weights import quantize_weights
 
 RECIPE = "8da8w"  # one whose layers XNNPACK computes
 

@@ -15,8 +15,8 @@ import calibrate
 from adakv_model.corpus import cut_windows
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model, rope_tables
-from adakv_model.plan import left
 from adakv_model.tables import CalibrationTables
+from adakv_model.window import left
 from training import collect
 from training.attention import LayerTrace, TracingCache, _Attention, _Geometry
 from training.frequency import SMOOTHING, log_frequencies

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.budget import CacheOptions
-from adakv_model.runtime.artifact import MANIFEST
+from adakv_model.cache_options import CacheOptions
+from adakv_model.runtime.manifest import MANIFEST
 from evaluation.lm_eval_model import AdaKV
 from evaluation.testing import ITEMS, arguments
 from export.android import AndroidOptions, export_android

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adakv_model.attention import apply_rope
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.model import build_model, rope_tables
 from adakv_model.simulation.plan_rows import PlanRows

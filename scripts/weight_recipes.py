@@ -32,15 +32,16 @@ from torch import Tensor
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from adakv_model.runtime.artifact import Artifact, set_threads
 from adakv_model.terminal import make_console
 from device_tests.coreml.weights import load_package_weights
 from evaluation.results import numbers
-from export.weights import RECIPES, default_embedding, quantize_weights, stored_bits
+from export.options import RECIPES, default_embedding
+from export.weights import quantize_weights, stored_bits
 from training import cli
 from weights.shuffled import shuffled_channels
 from weights.speed import alternate

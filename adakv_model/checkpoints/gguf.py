@@ -12,8 +12,8 @@ from gguf.gguf_reader import ReaderTensor
 from adakv_model.checkpoints.tokenizer import with_edges
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.files import sha256_of
 
 _TOP_NAMES = {
     "token_embd.weight": "embed_tokens.weight",

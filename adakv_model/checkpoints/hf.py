@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from adakv_model.checkpoints.tokenizer import read_config, read_object, read_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weights
 from adakv_model.config import LlamaConfig
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.files import sha256_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

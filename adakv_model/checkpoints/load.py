@@ -15,8 +15,8 @@ from adakv_model.checkpoints.sources import (
 )
 from adakv_model.checkpoints.weights import Checkpoint, draw_weights, weight_shapes
 from adakv_model.config import DEFAULT_MODEL, MODELS, BundledSource, ModelSpec, get_model
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 
 __all__ = ["Checkpoint", "load_checkpoint", "weight_shapes"]
 

@@ -15,8 +15,8 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from adakv_model.config import BundledSource
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.files import sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from adakv_model.checkpoints.sources import fetch_bundled_file, fetch_hub_folder
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import DEFAULT_MODEL, BundledSource
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 
 
 @pytest.fixture

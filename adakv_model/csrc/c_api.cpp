@@ -12,17 +12,14 @@
 
 namespace {
 
-// Threads of its own: tests must not need ExecuTorch's pool. n - 1 helpers take every n-th item.
+// Threads of its own: tests must not need ExecuTorch's pool.
 adakv::ParallelFor with_threads(int threads) {
-  return [threads](int n, const std::function<void(int)>& body) {
-    std::vector<std::thread> helpers;
-    const auto work = [&](int first) {
-      for (int i = first; i < n; i += threads) body(i);
-    };
-    for (int t = 1; t < threads && t < n; ++t) helpers.emplace_back(work, t);
-    work(0);
-    for (auto& helper : helpers) helper.join();
-  };
+  return {threads, [](int n, const std::function<void(int)>& worker) {
+            std::vector<std::thread> helpers;
+            for (int i = 1; i < n; ++i) helpers.emplace_back(worker, i);
+            worker(0);
+            for (auto& helper : helpers) helper.join();
+          }};
 }
 
 }  // namespace

@@ -3,6 +3,9 @@
 set(_csrc "${CMAKE_CURRENT_LIST_DIR}")
 find_package(Threads REQUIRED)
 
+# GCC would reassociate sums of integer vectors into trees, whose many partial sums do not fit the registers.
+set(_chains "$<$<CXX_COMPILER_ID:GNU>:-fno-tree-reassoc;-fno-tree-ter>")
+
 # Attention, one file for each instruction set. Nobody reads floating point exceptions: without them, loops with a
 # comparison vectorise; nothing is contracted, so that results do not depend on the set.
 set(_kernels)
@@ -11,7 +14,7 @@ function(adakv_attend_kernels name)
   target_include_directories(adakv_attend_${name} PRIVATE "${_csrc}")
   # GCC 12 takes the intrinsics' own undefined vectors for mistakes.
   target_compile_options(adakv_attend_${name} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -Wno-maybe-uninitialized
-                                                      -ffp-contract=off -fno-trapping-math ${ARGN})
+                                                      -ffp-contract=off -fno-trapping-math ${_chains} ${ARGN})
   set(_kernels ${_kernels} $<TARGET_OBJECTS:adakv_attend_${name}> PARENT_SCOPE)
 endfunction()
 adakv_attend_kernels(scalar)
@@ -33,7 +36,7 @@ function(adakv_linear isa)
   target_include_directories(adakv_linear_${isa} PRIVATE "${_csrc}")
   # Nobody reads floating point exceptions: without them, loops with a comparison vectorise. Results are the same.
   target_compile_options(adakv_linear_${isa} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -ffp-contract=off
-                                                     -fno-trapping-math ${ARGN})
+                                                     -fno-trapping-math ${_chains} ${ARGN})
   set(_rows ${_rows} $<TARGET_OBJECTS:adakv_linear_${isa}> PARENT_SCOPE)
 endfunction()
 adakv_linear(baseline)

@@ -21,16 +21,13 @@ using executorch::runtime::KernelRuntimeContext;
 #define ADAKV_CHECK(condition) ET_KERNEL_CHECK(ctx, condition, InvalidArgument, out)
 
 // ExecuTorch's thread pool as a ParallelFor.
-inline const ParallelFor& pool() {
-  static const ParallelFor run = [](int n, const std::function<void(int)>& body) {
-    const int64_t threads = std::min<int64_t>(n, executorch::extension::get_thread_count());
-    if (threads <= 1) return serial_for(n, body);
-    Shares shares(n, int(threads));
-    executorch::extension::parallel_for(0, shares.count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) shares.work(int(i), body);
+inline ParallelFor pool() {
+  const auto start = [](int n, const std::function<void(int)>& worker) {
+    executorch::extension::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) worker(int(i));
     });
   };
-  return run;
+  return {int(executorch::extension::get_thread_count()), start};
 }
 
 // Logs the first token id outside the vocabulary; true if there is none.

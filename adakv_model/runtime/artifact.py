@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
 import tempfile
@@ -12,21 +11,18 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from adakv_model.digest import known_sha256
 from adakv_model.errors import UserError
-from adakv_model.files import known_sha256
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
 from adakv_model.runtime.inputs import check_threads, check_tokens
+from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, damaged, read_manifest
 from adakv_model.runtime.text import TextCodec
 
-PROGRAM, MANIFEST, TOKENIZER, TEMPLATE = "model.pte", "manifest.json", "tokenizer.json", "chat_template.jinja"
-CALIBRATION = "calibration.safetensors"
-FORMAT = 2  # of the folder; 2: rows in tiled blocks, tokens leave the window in blocks
 STATE_PREFIX = "cache."
 
 
@@ -34,11 +30,7 @@ class Artifact:
     """Read access to an artifact folder. Raises UserError if it is missing, partial or foreign."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = read_manifest(folder)
-        missing = [name for name in self.manifest["files"] if not (folder / name).is_file()]
-        if missing or not self.program.exists():
-            raise UserError(f"{folder} lacks {', '.join(missing) or self.program.name}: export again")
+        self.folder, self.manifest = folder, read_manifest(folder)
 
     def check(self, *names: str) -> None:
         """Raise UserError for a file, or a folder's files, that differ from what was exported.
@@ -101,6 +93,11 @@ class Artifact:
     def has_chat_template(self) -> bool:
         return (self.folder / TEMPLATE).is_file()
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Not with random weights."""
+        return (self.folder / TOKENIZER).is_file()
+
     @cached_property
     def codec(self) -> TextCodec:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
@@ -123,46 +120,6 @@ class Artifact:
                 " or on a Mac with ios/"
             )
         return HostModel(self)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact folder. Raises UserError if it is missing, damaged, or of another format."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"no artifact at {folder}: make one with `python export.py --target android --out {folder}`")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise damaged(folder, str(e)) from e
-    if not isinstance(manifest, dict):
-        raise damaged(folder, "it is no JSON object")
-    if (found := manifest.get("format")) != FORMAT:
-        raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
-    manifest.setdefault("program", PROGRAM)
-    for section in ("model", "kv_cache", "files"):
-        if not isinstance(manifest.get(section), dict):
-            raise damaged(folder, f"it has no {section}")
-    _check_sections(folder, manifest)
-    return manifest
-
-
-def _check_sections(folder: Path, manifest: dict[str, Any]) -> None:
-    """What every reader relies on; the plan is checked where it is rebuilt."""
-    model, files = manifest["model"], manifest["files"]
-    ids = model.get("eos_token_ids")
-    if not isinstance(model.get("vocab_size"), int) or "bos_token_id" not in model or not isinstance(ids, list):
-        raise damaged(folder, "its model has no vocab_size, bos_token_id or eos_token_ids")
-    for name, described in files.items():
-        known = isinstance(described, dict) and {"bytes", "sha256"} <= described.keys()
-        if not known or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise damaged(folder, f"files: {name}")
-    if not isinstance(manifest["program"], str) or Path(manifest["program"]).name != manifest["program"]:
-        raise damaged(folder, f"program: {manifest['program']!r}")
-
-
-def damaged(folder: Path, reason: str) -> UserError:
-    """The error about a manifest that export.py did not write like that."""
-    return UserError(f"{folder / MANIFEST} is damaged ({reason}): export again")
 
 
 class HostModel:

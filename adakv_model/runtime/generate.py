@@ -1,30 +1,22 @@
-"""python -m adakv_model.generate: text from an exported artifact on the host.
-
-Streams the answer, then prints speed, the tiers its tokens went to, and what the cache costs.
-"""
+"""Generation on the host: prefill in chunks, decode token by token, and what was measured meanwhile."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.progress import Progress
 from torch import Tensor
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import Artifact, HostModel, set_threads
-from adakv_model.runtime.inputs import argument_text, check_prompt, check_sampling, check_threads, read_prompt
-from adakv_model.terminal import make_console, print_error, use_utf8
+from adakv_model.runtime.artifact import Artifact, HostModel
+from adakv_model.runtime.inputs import argument_text, check_prompt, check_sampling
+from adakv_model.terminal import make_console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = make_console()
 
 LONG_PROMPT = 512  # tokens; from here a progress bar is worth showing
@@ -167,53 +159,3 @@ def summary(s: Statistics) -> str:
         f"tokens that left the window: {tiers} | {s.bits_per_stored_value:.2f} bits per stored value |"
         f" {s.bytes_allocated / 2**20:.2f} MiB allocated ({100 * s.bytes_allocated / s.fp16_bytes:.1f} % of fp16)"
     )
-
-
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-def main(
-    artifact: Annotated[Path, typer.Option(help="Folder written by export.py.")],
-    prompt: Annotated[str, typer.Option(help="Text; - reads it from standard input.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampler, with a temperature above 0.")] = 0,
-    system: Annotated[str | None, typer.Option(help="System message of the chat template.")] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]", show_default=False),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime. [default: all cores]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-) -> None:
-    """Generate text from an exported artifact, on this machine."""
-    try:
-        check_sampling(temperature, seed)
-        if threads is not None:
-            check_threads(threads)
-        use_utf8()
-        opened = Artifact(artifact)
-        ids = encode_prompt(opened, read_prompt(prompt), system, chat)
-        torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
-        if threads is not None:
-            set_threads(threads)
-        stream = opened.codec.stream()
-
-        def show(piece: str) -> None:
-            if not as_json:
-                print(piece, end="", flush=True)
-
-        new, statistics = generate(
-            opened, ids, max_new_tokens, temperature=temperature, seed=seed, emit=lambda t: show(stream.push(t))
-        )
-        show(stream.flush() + "\n")
-    except UserError as error:
-        print_error(console, error)
-        raise typer.Exit(2) from None
-    if as_json:
-        answer = opened.codec.decode(new, skip_special_tokens=True)
-        print(json.dumps({"text": answer, "token_ids": new, **statistics.to_json()}))
-    else:
-        console.print(summary(statistics), style="dim", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    app()

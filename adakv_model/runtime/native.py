@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.files import sha256_of
+from adakv_model.features import FEATURES
 from adakv_model.linear.blocks import GROUP, ROWS
 from adakv_model.packing import Side, padded
 from adakv_model.quantizer import ScaleMode, is_narrow, row_bytes
-from adakv_model.reference import FEATURES, check_step
+from adakv_model.reference import check_step
 
 LIBRARY_NAME = "libadakv_ops.so"
 THREADS = 2

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from adakv_model import budget
-from adakv_model.budget import DEFAULT_BITS, CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import DEFAULT_BITS, CacheOptions
 from adakv_model.checkpoints.weights import Checkpoint
-from adakv_model.controller import FEATURE_SETS, PREDICTIONS, Controller
+from adakv_model.controller import Controller
 from adakv_model.errors import UserError
+from adakv_model.features import FEATURE_SETS, FEATURES, PREDICTIONS
 from adakv_model.plan import CachePlan
-from adakv_model.reference import FEATURES
 from adakv_model.simulation.baselines import AsymmetricRows, ExactRows, SymmetricRows
 from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.simulation.simulator import Decide, RowFormat

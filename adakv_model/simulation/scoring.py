@@ -10,10 +10,10 @@ from torch import Tensor
 
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.model import build_model
-from adakv_model.plan import cut
 from adakv_model.simulation.policies import Policy
 from adakv_model.simulation.simulator import SimulatedCache
 from adakv_model.tables import CalibrationTables
+from adakv_model.window import cut
 
 OnLogits = Callable[[int, Tensor], None]  # position of the first row, logits [B, T, V] that follow those tokens
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
-from adakv_model.plan import left
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, spill_order
+from adakv_model.window import left
 
 #: features float32 [B, n, 8] and positions int64 [n] of leaving tokens -> tier each of them wants, int64 [B, n].
 Decide = Callable[[Tensor, Tensor], Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adakv_model import attention
 from adakv_model.attention import UnitView
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.checkpoints.weights import Checkpoint, draw_weights
 from adakv_model.controller import Controller

@@ -80,8 +80,10 @@ void run_benchmark(const Options& o) {
 
   Feed feed(o.tokens);
   const Steps fill = append(model, feed, o.depth, chunk);
+  const std::vector<int64_t> cores = allowed_cores(), clocks_before = clocks_khz(cores);
   const Steps prefill = append(model, feed, o.pp, chunk);
   const Steps decode = append(model, feed, o.tg, 1);
+  const std::vector<int64_t> clocks_after = clocks_khz(cores);
   const bool whole = model.position() == o.depth + o.pp + o.tg;
 
   JsonObject result;
@@ -96,6 +98,7 @@ void run_benchmark(const Options& o) {
                                .add("fill", fill.start_ns)
                                .add("prefill", prefill.start_ns)
                                .add("decode", decode.start_ns));
+  result.add("clocks_khz", JsonObject().add("cores", cores).add("before", clocks_before).add("after", clocks_after));
   result.add("memory", memory_json(memory_loaded, memory())).add("cache", cache_json(model));
   result.add("finish_reason", whole ? "done" : "context");
   std::printf("%s\n", result.text().c_str());

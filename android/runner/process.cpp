@@ -41,6 +41,29 @@ Memory memory() {
   return found;
 }
 
+std::vector<int64_t> allowed_cores() {
+  std::vector<int64_t> cores;
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &allowed)) cores.push_back(core);
+  }
+#endif
+  return cores;
+}
+
+std::vector<int64_t> clocks_khz(const std::vector<int64_t>& cores) {
+  std::vector<int64_t> clocks;
+  for (const int64_t core : cores) {
+    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(core) + "/cpufreq/scaling_cur_freq");
+    int64_t khz = 0;
+    if (!(file >> khz)) return {};
+    clocks.push_back(khz);
+  }
+  return clocks;
+}
+
 int64_t now_ns() {
   using std::chrono::steady_clock;
   static const steady_clock::time_point start = steady_clock::now();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace adakv::runner {
 
@@ -13,6 +14,12 @@ struct Memory {
 };
 
 Memory memory();
+
+// Cores that this process may run on, by number; empty where the system does not say.
+std::vector<int64_t> allowed_cores();
+
+// Their clocks at this moment in kHz, in the same order; empty where the system does not say.
+std::vector<int64_t> clocks_khz(const std::vector<int64_t>& cores);
 
 // Nanoseconds of a monotonic clock since the first call.
 int64_t now_ns();

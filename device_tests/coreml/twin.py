@@ -13,12 +13,13 @@ from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama, build_model
 from adakv_model.packing import Side
 from adakv_model.plan import FIRST_TIER, IN_WINDOW
-from adakv_model.runtime.artifact import CALIBRATION, Artifact
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from device_tests.coreml.run import CoreMLModel
 from export.coreml.rows import by_channel, unpack_row
 from export.coreml.weights import rounded
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 
 def twin(artifact: Artifact, checkpoint: Checkpoint) -> Llama:

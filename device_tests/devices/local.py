@@ -45,9 +45,13 @@ class LocalDevice:
         for name, file in bundle.files.items():
             link = self._folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(file.path.resolve())
+            self.place(file.path, link)
         return str(self._folder)
+
+    def place(self, source: Path, target: Path) -> None:
+        """Let the folder's `target` be the file `source`."""
+        target.unlink(missing_ok=True)
+        target.symlink_to(source.resolve())
 
     def run(self, bundle: Bundle, args: Sequence[str], timeout: float) -> Completed:
         return run_command([*self.prefix, *bundle.command, *args], timeout, cwd=self._pushed())

@@ -5,32 +5,30 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from adakv_model.errors import UserError
 from device_tests.devices.bundle import Bundle
-from device_tests.devices.host import BUILD_TIMEOUT, ROOT, RUNNER
 from device_tests.devices.local import LocalDevice, with_artifacts
-from device_tests.devices.processes import last_line, run_command
+from export.device_bundle import ABI, runner_folder
 
 EMULATOR, CPU = "qemu-aarch64-static", "cortex-a76"
-PACKAGE = ROOT / "build" / "arm64" / "package"
-LOADER = ("./ld-linux-aarch64.so.1", "--library-path", ".", f"./{RUNNER}")
+
+
+def android_runner(ndk: Path | None = None) -> Bundle:
+    """The runner for arm64: with its own loader and libraries, or the folder of an NDK build. Raises UserError."""
+    folder, command = runner_folder(ndk)
+    return Bundle.of_runner(folder, command, ABI)
 
 
 class QemuDevice(LocalDevice):
     def __init__(self, cpu: str) -> None:
-        super().__init__(f"qemu:{cpu}", "arm64-v8a", (EMULATOR, "-cpu", cpu))
+        super().__init__(f"qemu:{cpu}", ABI, (EMULATOR, "-cpu", cpu))
 
     def bundle(self, artifacts: Sequence[Path]) -> Bundle:
         """Builds the package where its sources changed. Raises UserError with the remedy."""
-        script = ROOT / "scripts" / "build_arm64.sh"
-        done = run_command([script, PACKAGE], BUILD_TIMEOUT, cwd=ROOT, env={"PYTHON": sys.executable})
-        if done.status:
-            raise UserError(f"the arm64 package cannot be built ({last_line(done)})")
-        return with_artifacts(Bundle.of_runner(PACKAGE, LOADER, self.abi), artifacts)
+        return with_artifacts(android_runner(), artifacts)
 
 
 def find(name: str | None) -> list[QemuDevice]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from adakv_model.budget import PlannedCache
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.controller import DEFAULT_FEATURES
+from adakv_model.features import DEFAULT_FEATURES
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from adakv_model.runtime.artifact import CALIBRATION, Artifact
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from export.android import build_exportable
 from export.weights import quantize_weights

@@ -18,11 +18,10 @@ from adakv_model.errors import UserError
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.runtime.artifact import Artifact, HostModel
 from adakv_model.runtime.generate import decode, prefill
+from device_tests.parity.bounds import MAX_KL, MIN_TOP1
 from device_tests.parity.compare import Agreement, run_eager, snapshot, state_names, synchronise
 from device_tests.parity.eager import float_twin, quantized_twin
 
-MAX_KL = {"none": 2.5e-3, "8da4w-asym": 0.06, "8da8w": 0.06, "8da4w": 0.15, "8da4w-g64": 0.15}
-MIN_TOP1 = {"none": 0.96, "8da4w-asym": 0.86, "8da8w": 0.86, "8da4w": 0.80, "8da4w-g64": 0.80}
 # Logits of the controller; its scores have a spread of about 1.
 TIE = {"none": 0.15, "8da4w-asym": 0.8, "8da8w": 0.8, "8da4w": 1.2, "8da4w-g64": 1.2}
 # Share of decisions.

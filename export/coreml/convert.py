@@ -20,8 +20,6 @@ from export.coreml.inputs import NEW, InputLayout
 from export.coreml.weights import COMPRESSION_PASS, register_pass_once
 
 DECODE, PREFILL = "decode", "prefill"
-TARGETS = ("iOS18", "iOS26")
-INT8_TARGET = "iOS26"  # the first with int8 inputs and outputs
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from adakv_model.budget import BUDGETED, PlannedCache, allocate_unit_bits, unit_damages
+from adakv_model.budget import PlannedCache, allocate_unit_bits, unit_damages
+from adakv_model.cache_options import BUDGETED
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import BAND_BITS, ScaleMode, join_bands, row_bytes, split_bands
 from adakv_model.tables import CalibrationTables

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
@@ -21,7 +22,7 @@ from export.coreml.control import Status
 from export.coreml.convert import output_types
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, INT8, Storage
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 CONFIG = replace(SMALL, head_dim=32, hidden_size=128)
 TOKENS = torch.randint(0, CONFIG.vocab_size, (100,), generator=torch.Generator().manual_seed(3)).tolist()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from adakv_model.budget import CacheOptions, PlannedCache, plan_cache
+from adakv_model.budget import PlannedCache, plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.config import MODELS
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, dequantize, hadamard, is_narrow, join_bands, quantize
@@ -28,7 +29,7 @@ from export.coreml.rows import (
 )
 from export.coreml.storage import ALIGNMENT, FP16, INT8, STORAGES, Storage
 from export.coreml.weights import GROUP_SIZE, quantize_int4, quantize_int8, rounded
-from export.ios import FEATURES_USED
+from export.options import FEATURES_USED
 
 WIDTHS = (2, 3, 4, 8)
 MIXED = (join_bands((8, 4, 3, 2)), join_bands((4, 3, 3, 2)), join_bands((2, 2, 2, 8)))

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WEIGHTS = ("fp16", "int8", "int4")
 GROUP_SIZE = 32
 SMALLEST_WEIGHT = 1 << 15  # elements; smaller ones (the controller) stay fp16
 TABLE_RECIPES = {"int4": "int8"}  # of the token table and the output layer, where it is not the package's own

@@ -12,8 +12,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 from adakv_model.terminal import make_console, text_column
 from evaluation.policies import Tables, load_tables
 from evaluation.store import ItemStore

@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.config import DEFAULT_MODEL, MODELS
 from adakv_model.errors import UserError

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adakv_model.budget import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
+from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.simulation.policies import BUDGETED, NAMES, Policy, make_policy
@@ -21,13 +21,15 @@ UNCALIBRATED = (REFERENCE, "naive", "kivi")
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """One cache policy. kv_bits: the budget of those that have one; context: the capacity it is planned for."""
+    """One cache policy. kv_bits: the budget of those that have one; context: the capacity it is planned for;
+    departure: tokens of a block that leave the window together, None for a chunk of prefill."""
 
     name: str
     kv_bits: float | None = None
     context: int = DEFAULT_CONTEXT
     window: int = DEFAULT_WINDOW
     window_bits: int | None = None
+    departure: int | None = None
 
     @property
     def title(self) -> str:
@@ -46,7 +48,9 @@ class PolicySpec:
 
     @property
     def options(self) -> CacheOptions:
-        return CacheOptions(self.context, self.window, "adaptive", self.kv_bits, self.window_bits)
+        return CacheOptions(
+            self.context, self.window, "adaptive", self.kv_bits, self.window_bits, departure=self.departure
+        )
 
     def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""

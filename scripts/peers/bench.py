@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.files import default_cache_dir
 from adakv_model.terminal import text_column
 from peers.children import run_child
 from peers.prepare import Workshop

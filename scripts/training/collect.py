@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.budget import DEFAULT_CHUNK, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
-from adakv_model.plan import left
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
+from adakv_model.window import left
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
 from training.positions import before_rope

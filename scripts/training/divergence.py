@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.simulation.policies import make_policy
 from adakv_model.simulation.scoring import Simulator

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adakv_model.controller import HIDDEN, ImportanceScorer
+from adakv_model.features import FEATURES
 from adakv_model.quantizer import GAUSSIAN_MSE, WIDE_MSE
-from adakv_model.reference import FEATURES
 
 LOSSES = ("exponential", "mse", "huber")
 TIER_BITS = (2, 3, 4, 8)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, one_tier_plan, unit_damages
+from adakv_model.budget import one_tier_plan, unit_damages
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.plan import CachePlan
 from adakv_model.simulation.plan_rows import PlanRows

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.budget import CacheOptions, plan_cache
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.controller import ImportanceScorer, tier_terms
 from adakv_model.model import build_model

@@ -17,7 +17,7 @@ namespace adakv {
 
 namespace {
 
-constexpr int64_t kMinParallelDots = 8192;  // below this many query x row products, threads cost more than they give
+constexpr int kRecorded = 16;  // positions whose attention is recorded together
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -110,23 +110,26 @@ class Step {
 
   int64_t needed() const { return needed_; }
 
-  void run(const ParallelFor& parallel) {
-    const ParallelFor serial = serial_for;
-    int64_t rows = ring_;
-    for (int tier = 0; tier < a_.n_tiers; ++tier) rows += used_[tier];
-    const bool small = int64_t(a_.n_heads) * count_ * rows < kMinParallelDots;
-    const ParallelFor& loop = small ? serial : parallel;
-    const bool little = count_ == 1 && first_leaving_ == end_leaving_;  // too little work a head
-    (little ? serial : loop)(a_.n_kv_heads, [this](int h) { append(h); });
+  void run(const ParallelFor& parallel) const {
+    const int tiles = (queries_ + kMaxQueries - 1) / kMaxQueries, pieces = 2 + tiles;
+    const Loop prepare{a_.n_kv_heads * pieces, [this, pieces](int i) {
+                         const int h = i / pieces, piece = i % pieces;
+                         piece < 2 ? append(h, Side(piece)) : prepare_queries(h, (piece - 2) * kMaxQueries);
+                       }};
+    const int seen = a_.lag < 0 ? 0 : int(start_ + count_ - oldest_recorded());
+    const Loop record{(seen + kRecorded - 1) / kRecorded, [this](int i) { record_attention(i * kRecorded); }};
     if (whole_) {
       const int parts = 1 + n_parts();
-      loop(a_.n_kv_heads * parts, [this, parts](int i) { attend_part(i / parts, 0, group_, i % parts, partial(i)); });
-      for (int h = 0; h < a_.n_kv_heads; ++h) finish_whole(h, parts);
+      parallel.run(
+          {prepare,
+           {a_.n_kv_heads * parts, [this, parts](int i) { attend_part(i / parts, 0, group_, i % parts, partial(i)); }},
+           {a_.n_heads, [this, parts](int i) { finish_whole(i / group_, i % group_, parts); }},
+           record});
     } else {
-      const int tiles = (queries_ + kMaxQueries - 1) / kMaxQueries;
-      loop(a_.n_kv_heads * tiles, [this, tiles](int i) { attend_tile(i / tiles, i % tiles * kMaxQueries); });
+      parallel.run({prepare,
+                    {a_.n_kv_heads * tiles, [this, tiles](int i) { attend_tile(i / tiles, i % tiles * kMaxQueries); }},
+                    record});
     }
-    if (a_.lag >= 0) record_attention();
   }
 
  private:
@@ -211,22 +214,23 @@ class Step {
     kernels_.transform(rotated, a_.k_columns + int64_t(head) * dim * dim, dim, x);
   }
 
-  // Demotes, because the new rows take the places of those that leave; then appends, and prepares the queries.
-  void append(int h) const {
-    const int dim = a_.head_dim;
-    for (const Side side : {kKey, kValue}) {
-      const Unit u = unit(h, side);
-      for (int64_t i = first_leaving_; i < end_leaving_; ++i) {
-        const int64_t position = a_.leaving.left(a_.p - 1) + i;
-        u.demote(position % ring_, plan_row(i)[0], plan_row(i)[1]);
-      }
-      float x[kMaxHeadDim];
-      for (int i = 0; i < count_; ++i) {
-        stored_form(h, side, i, x);
-        start_ + i == 0 ? u.write(kSink, 0, x) : u.write(kWindow, (start_ + i) % ring_, x);
-      }
+  // Demotes, because the new rows take the places of those that leave; then appends.
+  void append(int h, Side side) const {
+    const Unit u = unit(h, side);
+    for (int64_t i = first_leaving_; i < end_leaving_; ++i) {
+      const int64_t position = a_.leaving.left(a_.p - 1) + i;
+      u.demote(position % ring_, plan_row(i)[0], plan_row(i)[1]);
     }
-    for (int q = 0; q < queries_; ++q) {
+    float x[kMaxHeadDim];
+    for (int i = 0; i < count_; ++i) {
+      stored_form(h, side, i, x);
+      start_ + i == 0 ? u.write(kSink, 0, x) : u.write(kWindow, (start_ + i) % ring_, x);
+    }
+  }
+
+  void prepare_queries(int h, int first) const {
+    const int dim = a_.head_dim;
+    for (int q = first; q < std::min(queries_, first + kMaxQueries); ++q) {
       float rotated[kMaxHeadDim];
       const int64_t at = int64_t(h) * queries_ + q;
       rotate(projection(q / group_, h * group_ + q % group_), start_ + q / group_, rotated);
@@ -316,16 +320,14 @@ class Step {
     factors_[at] = fast_exp(recent_peaks_[at] - peak) / total;
   }
 
-  void finish_whole(int h, int parts) const {
+  void finish_whole(int h, int q, int parts) const {
     const Partial sums = partial(h * parts);
-    for (int q = 0; q < group_; ++q) {
-      float* acc = sums.acc + int64_t(q) * a_.head_dim;
-      for (int i = 1; i < parts; ++i) {
-        const Partial other = partial(h * parts + i);
-        join(sums.peak + q, sums.total + q, acc, other.peak[q], other.total[q], other.acc + int64_t(q) * a_.head_dim);
-      }
-      finish(h, q, sums.peak[q], sums.total[q], acc);
+    float* acc = sums.acc + int64_t(q) * a_.head_dim;
+    for (int i = 1; i < parts; ++i) {
+      const Partial other = partial(h * parts + i);
+      join(sums.peak + q, sums.total + q, acc, other.peak[q], other.total[q], other.acc + int64_t(q) * a_.head_dim);
     }
+    finish(h, q, sums.peak[q], sums.total[q], acc);
   }
 
   // All parts of up to kMaxQueries queries of a head.
@@ -342,19 +344,32 @@ class Step {
     for (int q = 0; q < n; ++q) finish(h, first + q, peaks[0][q], totals[0][q], accs[0] + q * dim);
   }
 
-  // What the queries pay to themselves and to the `lag` tokens before each; only rows still in the window count.
-  void record_attention() const {
-    const int64_t oldest = a_.leaving.left(start_);
-    for (int64_t at = 0; at < int64_t(a_.n_kv_heads) * queries_; ++at) {
-      const int64_t position = start_ + at % queries_ / group_;
-      const float* exponentials = recent_ + at * stride_;
-      for (int64_t age = 0; age <= a_.lag && position - age >= oldest; ++age) {
-        const int64_t slot = (position - age) % ring_;
-        const float probability = exponentials[slot] * factors_[at];
-        int64_t* sums = a_.attention + slot * kAttentionSums;
-        sums[age == 0 ? kOwn : kReceived] += std::llrint(double(probability) / kAttentionUnit);
-        if (age == 0) sums[kOwnSquared] += std::llrint(double(probability * probability) / kAttentionUnit);
+  // The oldest position whose attention this step adds to: in the window, and `lag` or less before a query.
+  int64_t oldest_recorded() const { return std::max(a_.leaving.left(start_), start_ - a_.lag); }
+
+  // What positions first .. first + kRecorded - 1, from the oldest recorded on, get from themselves and from the `lag`
+  // tokens after each.
+  void record_attention(int first) const {
+    const int64_t begin = oldest_recorded() + first, end = std::min(begin + kRecorded, start_ + count_);
+    for (int64_t position = begin; position < end; ++position) {
+      const int64_t slot = position % ring_;
+      int64_t own = 0, own_squared = 0, received = 0;
+      for (int h = 0; h < a_.n_kv_heads; ++h) {
+        const int64_t last = std::min(position + a_.lag, start_ + count_ - 1);
+        for (int64_t query = std::max(position, start_); query <= last; ++query) {
+          for (int g = 0; g < group_; ++g) {
+            const int64_t at = int64_t(h) * queries_ + (query - start_) * group_ + g;
+            const float probability = recent_[at * stride_ + slot] * factors_[at];
+            const int64_t units = std::llrint(double(probability) / kAttentionUnit);
+            (query == position ? own : received) += units;
+            if (query == position) own_squared += std::llrint(double(probability * probability) / kAttentionUnit);
+          }
+        }
       }
+      int64_t* sums = a_.attention + slot * kAttentionSums;
+      sums[kOwn] += own;
+      sums[kOwnSquared] += own_squared;
+      sums[kReceived] += received;
     }
   }
 

@@ -11,15 +11,12 @@
 namespace adakv::testing {
 namespace {
 
-template <int kThreads>
-void threads(int n, const std::function<void(int)>& body) {
-  std::vector<std::thread> helpers;
-  for (int t = 0; t < kThreads; ++t) {
-    helpers.emplace_back([&, t] {
-      for (int i = t; i < n; i += kThreads) body(i);
-    });
-  }
-  for (auto& helper : helpers) helper.join();
+ParallelFor threads(int count) {
+  return {count, [](int n, const std::function<void(int)>& worker) {
+            std::vector<std::thread> helpers;
+            for (int i = 0; i < n; ++i) helpers.emplace_back(worker, i);
+            for (auto& helper : helpers) helper.join();
+          }};
 }
 
 // How far attention may be from double precision over the same dequantized rows. With 16 bits throughout, what float
@@ -118,7 +115,7 @@ TEST(random_shapes_in_random_chunks_equal_token_by_token_and_double_precision) {
     const Shape shape = random_shape(random);
     const std::vector<int> sizes = random_sizes(random, shape.chunk);
     Layer single(shape, seed), chunked(shape, seed), threaded(shape, seed);
-    const ParallelFor loops[] = {threads<2>, threads<3>, threads<4>};
+    const ParallelFor loops[] = {threads(2), threads(3), threads(4)};
     CHECK(single.run({1}) && chunked.run(sizes), "seed %d: tiers are full", int(seed));
     CHECK(difference(single, chunked).empty(), "seed %d:%s", int(seed), difference(single, chunked).c_str());
     if (seed % 10 == 0) {
@@ -156,7 +153,7 @@ TEST(contexts_of_several_parts_match_double_precision) {
     CHECK(difference(single, chunked).empty(), "chunks:%s", difference(single, chunked).c_str());
     CHECK(single.workspace_intact && chunked.workspace_intact);
     if (trial < 2) {
-      CHECK(threaded.run({shape.chunk, 5}, threads<3>));
+      CHECK(threaded.run({shape.chunk, 5}, threads(3)));
       CHECK(difference(chunked, threaded).empty(), "threads:%s", difference(chunked, threaded).c_str());
     }
     const int last = shape.context() - 1;
@@ -346,7 +343,7 @@ TEST(observe_writes_the_predictions_of_the_right_tokens) {
     int64_t tokens[kCount];
     for (int64_t& token : tokens) token = random.integer(0, kVocab - 1);
     observe(logits.data(), tokens, kCount, p, kVocab, observed.data(), kWindowSize, last.data(), surprisal.data(),
-            threads<3>);
+            threads(3));
     for (int i = 0; i < kCount; ++i) {
       const float* x = i > 0 ? &logits[size_t(i - 1) * kVocab] : before.data();
       double total = 0, entropy = 0;

@@ -113,9 +113,9 @@ TEST(int4_layers_do_not_depend_on_the_tokens_beside_nor_on_threads) {
     Random random(1);
     const std::vector<float> x = random.normals(9 * 576), norm = random.normals(576);
     std::vector<float> together(104 * 9), alone(104);
-    const ParallelFor backwards = [](int n, const std::function<void(int)>& body) {
-      for (int i = n - 1; i >= 0; --i) body(i);
-    };
+    const ParallelFor backwards(3, [](int n, const std::function<void(int)>& worker) {
+      for (int i = n - 1; i >= 0; --i) worker(i);
+    });
     norm_linear(x.data(), norm.data(), 1e-5f, layer.matrix(), 9, together.data(), backwards, *kernels);
     for (int t = 0; t < 9; ++t) {
       norm_linear(x.data() + t * 576, norm.data(), 1e-5f, layer.matrix(), 1, alone.data(), serial_for, *kernels);

@@ -31,7 +31,7 @@ class SpinningPool {
           }
           ++seen;
           if (stop_) return;
-          shares_->work(i, *body_);
+          if (i < count_) (*worker_)(i);
           busy_.fetch_sub(1, std::memory_order_release);
         }
       });
@@ -44,22 +44,25 @@ class SpinningPool {
     for (std::thread& helper : helpers_) helper.join();
   }
 
-  void run(int n, const std::function<void(int)>& body) {
-    Shares shares(n, int(helpers_.size()) + 1);
-    shares_ = &shares;
-    body_ = &body;
+  ParallelFor loop() {
+    return {int(helpers_.size()) + 1, [this](int n, const std::function<void(int)>& worker) { start(n, worker); }};
+  }
+
+ private:
+  void start(int n, const std::function<void(int)>& worker) {
+    count_ = n;
+    worker_ = &worker;
     busy_ = int(helpers_.size());
     call_.fetch_add(1, std::memory_order_release);
-    shares.work(0, body);
+    worker(0);
     while (busy_.load(std::memory_order_acquire) != 0) {
     }
   }
 
- private:
   std::vector<std::thread> helpers_;
   std::atomic<int> call_{0}, busy_{0};
-  Shares* shares_ = nullptr;
-  const std::function<void(int)>* body_ = nullptr;
+  const std::function<void(int)>* worker_ = nullptr;
+  int count_ = 0;
   bool stop_ = false;
 };
 
@@ -83,7 +86,7 @@ int main(int argc, char** argv) {
   const auto option = [&](int i, int otherwise) { return argc > i ? std::atoi(argv[i]) : otherwise; };
   const int tokens = option(1, 1), threads = option(2, 1), layers = option(3, 30), rounds = option(4, 20);
   SpinningPool pool(threads);
-  const ParallelFor parallel = [&](int n, const std::function<void(int)>& body) { pool.run(n, body); };
+  const ParallelFor parallel = pool.loop();
 
   std::vector<std::vector<uint8_t>> blocks;
   size_t bytes = 0;

@@ -19,7 +19,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
-from adakv_model.runtime.artifact import FORMAT, Artifact
+from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import FORMAT
 from device_tests.coreml.evaluator.generate import generate
 from device_tests.coreml.evaluator.testing import save_functions
 from device_tests.coreml.run import CoreMLModel

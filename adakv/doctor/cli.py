@@ -1,0 +1,74 @@
+"""Command line of `adakv doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from adakv.doctor.checks import CHECKS
+from adakv.doctor.finding import Check, Finding, Machine, Severity, fatal
+from adakv_model.command_line import HELP_NAMES, Exit, command, completed
+from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+NAMES = [check.name for check in CHECKS]
+COLOURS = {Severity.FATAL: "red", Severity.SILENT: "yellow", Severity.SLOW: "yellow", Severity.INFO: "dim"}
+
+
+@app.command(context_settings=HELP_NAMES)
+@command
+def main(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Run these checks only: {', '.join(NAMES)}; repeatable.", autocompletion=completed(NAMES)),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Check this machine. Exit code 3: something is fatal.
+
+    fatal: an export or a run fails; silent: something may differ without a word; slow: it works, slowly; info:
+    something optional is missing.
+    """
+    if unknown := [name for name in only or () if name not in NAMES]:
+        raise UserError(f"unknown --only {unknown[0]!r}: one of {', '.join(NAMES)}")
+    checks = [check for check in CHECKS if not only or check.name in only]
+    findings = examine(checks, Machine())
+    blind = {check.name: check.blind for check in checks if check.blind}
+    if as_json:
+        print(json.dumps({"findings": [f.to_json() for f in findings], "cannot_check": blind}))
+    else:
+        show(findings, blind)
+    if any(finding.severity is Severity.FATAL for finding in findings):
+        raise typer.Exit(Exit.CHECK)
+
+
+def examine(checks: list[Check], machine: Machine) -> list[Finding]:
+    """What the checks find; one that fails itself is a finding too."""
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check.look(machine)
+        except Exception as error:
+            remedy = "report it with the output of adakv doctor --debug"
+            found.append(fatal(check.name, f"the check itself failed: {type(error).__name__}: {error}", remedy))
+    return found
+
+
+def show(findings: list[Finding], blind: dict[str, str]) -> None:
+    """Tables on standard output."""
+    console = make_console(stderr=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for width in (6, 16, None):
+        table.add_column(min_width=width, overflow="fold")
+    for finding in findings:
+        text = finding.text + (f"\n-> {finding.remedy}" if finding.remedy else "")
+        table.add_row(finding.severity, finding.subject, text, style=COLOURS.get(finding.severity, "green"))
+    console.print(table)
+    counts = {severity: sum(f.severity is severity for f in findings) for severity in Severity}
+    console.print(", ".join(f"{count} {severity}" for severity, count in counts.items() if count))
+    console.print("not checked: " + "; ".join(text for text in blind.values()), style="dim", soft_wrap=True)

@@ -1,0 +1,75 @@
+"""Where things are written and in which encoding: disk, memory, cache folder, locale."""
+
+from __future__ import annotations
+
+import locale
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from adakv.doctor.finding import Finding, Machine, fatal, info, ok, silent, slow
+from adakv_model.config import DEFAULT_MODEL, get_model
+from adakv_model.digest import sha256_of
+
+GIB = 2**30
+EXPORT_DISK = 0.5  # GiB: an artifact of the default model twice (the new one beside the old), and scratch
+EXPORT_MEMORY = 1.5  # GiB: the default export takes 1.12
+
+
+def disk(machine: Machine) -> Iterator[Finding]:
+    places = {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": cache_folder(machine)}
+    for name, place in places.items():
+        standing = next(p for p in (place, *place.parents) if p.exists())
+        free = shutil.disk_usage(standing).free / GIB
+        text = f"{name} ({place}): {free:.1f} GiB free"
+        if free < EXPORT_DISK:
+            yield fatal("disk", text, f"free {EXPORT_DISK} GiB, or name another place (--out, ADAKV_CACHE, TMPDIR)")
+        else:
+            yield ok("disk", text)
+
+
+def memory(machine: Machine) -> Iterator[Finding]:
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        yield info("memory", "not known on this system")
+        return
+    lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024 / GIB
+    text = f"{free:.1f} GiB available; an export of 135M takes 1.1, of 1.7B 8"
+    yield ok("memory", text) if free > EXPORT_MEMORY else slow("memory", text, "close programs, or add swap")
+
+
+def cache_folder(machine: Machine) -> Path:
+    """As adakv_model.checkpoints.sources has it, of this machine's environment."""
+    configured = machine.environment.get("ADAKV_CACHE")
+    return Path(configured) if configured else Path(machine.environment.get("HOME", "~")).expanduser() / ".cache/adakv"
+
+
+def cache(machine: Machine) -> Iterator[Finding]:
+    folder = cache_folder(machine)
+    standing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK):
+        yield fatal("cache folder", f"{folder} cannot be written", "set ADAKV_CACHE to a writable folder")
+        return
+    bundled = get_model(DEFAULT_MODEL).bundled
+    assert bundled is not None
+    file = folder / Path(bundled.member).name
+    if not file.is_file():
+        yield info("cache folder", f"{folder} lacks the default checkpoint: the first export downloads 100 MB once")
+    elif sha256_of(file) != bundled.member_sha256:
+        yield silent("cache folder", f"{file} is corrupt: it will be downloaded again", f"rm {file}")
+    else:
+        yield ok("cache folder", f"{file}, SHA-256 as registered")
+
+
+def encoding(machine: Machine) -> Iterator[Finding]:
+    used = {"locale": locale.getpreferredencoding(False), "standard output": sys.stdout.encoding or "none"}
+    foreign = {name: code for name, code in used.items() if code.lower().replace("-", "") != "utf8"}
+    if foreign:
+        shown = ", ".join(f"{name} {code}" for name, code in foreign.items())
+        yield silent("locale", f"{shown}: letters may be replaced on the terminal", "export LC_ALL=C.UTF-8")
+    else:
+        yield ok("locale", "UTF-8")

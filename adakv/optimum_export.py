@@ -1,0 +1,64 @@
+"""`optimum-cli export adakv`: the options of `adakv export`, as a subcommand of Hugging Face optimum.
+
+optimum finds it by its own mechanism: a module in the namespace package `optimum.commands.register`, where
+CMakeLists.txt installs register_adakv.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_type_hints
+
+import typer
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+from adakv_model.command_line import ending
+from adakv_model.terminal import make_console, print_note, use_utf8
+from export.options import ExportOptions, flag
+from export.presets import PRESETS, gather
+
+
+class AdakvExportCommand(BaseOptimumCLICommand):
+    """The subcommand; imports torch when it runs, not before."""
+
+    COMMAND = CommandInfo(
+        name="adakv", help="Export SmolLM with an adaptive-precision KV cache: ExecuTorch .pte or Core ML package."
+    )
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """A flag for every field of ExportOptions, None where it is not given."""
+        kinds = get_type_hints(ExportOptions)
+        for each in fields(ExportOptions):
+            kind, meta = kinds[each.name], each.metadata
+            text = (meta["help"] + (f" Default: {meta['shown']}." if meta["shown"] else "")).replace("%", "%%")
+            if kind is bool:
+                parser.add_argument(flag(each.name), action="store_true", default=None, help=text)
+                continue
+            kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind
+            parser.add_argument(flag(each.name), type=kind, choices=meta["choices"] or None, help=text)
+        parser.add_argument("--preset", choices=tuple(PRESETS), help="Named options, which a file and flags override.")
+        parser.add_argument("--config", type=Path, help="TOML file of options; flags override it.")
+
+    def run(self) -> None:
+        """Export, and end the process with the exit code of `adakv export`."""
+        use_utf8()
+        names = [each.name for each in fields(ExportOptions)]
+        given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
+        try:
+            with ending():
+                options = gather(self.args.preset, self.args.config, given)
+                options.check()
+                from export import summary
+                from export.run import export_model
+
+                manifest = export_model(options, sys.argv)
+                summary.report(manifest, options.folder)
+                for note in summary.notes(manifest, options):
+                    print_note(make_console(), note)
+        except typer.Exit as end:
+            sys.exit(end.exit_code)

@@ -1,0 +1,159 @@
+"""The front door as a user meets it: quick help, lazy commands, one line for every error, exit codes, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adakv.commands import COMMANDS
+from adakv.front import EPILOG
+from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
+from adakv_model.checkpoints.weights import draw_weights
+from adakv_model.command_line import Exit
+from adakv_model.runtime.artifact import Artifact
+from device_tests.exporting import ROOT
+
+SMALL_CACHE = ("--context", "64", "--window", "8")
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "adakv", *words]
+    changed = os.environ | {"COLUMNS": "200"} | environment
+    return subprocess.run(command, env=changed, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint in Hugging Face form."""
+    return write_folder(tmp_path_factory.mktemp("tiny"), draw_weights(SMALL, 0))
+
+
+@pytest.fixture(scope="module")
+def artifact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported through optimum-cli, from a TOML file and flags."""
+    out = tmp_path_factory.mktemp("artifacts") / "tiny"
+    config = out.with_suffix(".toml")
+    config.write_text("context = 64\nwindow = 8\n", encoding="utf-8")
+    words = ["optimum-cli", "export", "adakv", "--checkpoint", str(folder), "--config", str(config), "--out", str(out)]
+    done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bookkeeping" in done.stderr, "the default budget exports, and what it went to is shown"
+    return out
+
+
+@pytest.mark.parametrize("words", [(), ("export",), ("generate",), ("describe",), ("doctor",), ("parity",)])
+def test_help_loads_no_torch(words: tuple[str, ...]) -> None:
+    program = (
+        "import sys; from adakv.front import app\n"
+        "try: app(sys.argv[1:], prog_name='adakv')\n"
+        "finally: print({'torch', 'numpy', 'transformers'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "set()"
+    assert "Usage" in done.stdout
+
+
+def test_every_command_is_listed_with_the_exit_codes() -> None:
+    done = run("--help")
+    assert all(f" {entry.name} " in done.stdout for entry in COMMANDS)
+    assert all(f"{int(code)} " in EPILOG for code in Exit)
+    assert "Exit codes: 0 done" in done.stdout
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in COMMANDS])
+def test_every_command_has_help_of_its_own(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"adakv {name} [OPTIONS]" in done.stdout
+
+
+def test_a_wrong_option_is_refused_before_torch_is_loaded() -> None:
+    program = (
+        "import sys; from adakv.front import app\n"
+        "try: app(['export', '--kv', 'static-5'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "False")
+    assert done.stderr.startswith("error: unknown --kv 'static-5'")
+
+
+def test_unknown_commands_are_answered_with_the_nearest() -> None:
+    done = run("exprt")
+    assert done.returncode == 2
+    assert "Did you mean 'export'" in done.stderr
+
+
+def test_a_fault_is_one_line_and_a_traceback_with_debug(tmp_path: Path) -> None:
+    """A manifest whose parts have other types than any export writes."""
+    parts = {"format": 2, "command": ["x"], "model": {"name": 1}, "kv_cache": {"bytes": 3}, "versions": {"a": "1"}}
+    (tmp_path / "a").write_text("", encoding="utf-8")
+    manifest = parts | {"files": {"a": {"bytes": 0, "sha256": ""}}, "program": "a"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    done = run("describe", str(tmp_path))
+    assert done.returncode == Exit.FAULT
+    assert len(done.stderr.splitlines()) == 1
+    assert "--debug shows where" in done.stderr
+    assert "Traceback" in run("describe", str(tmp_path), "--debug").stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 2}'])
+def test_damaged_manifests_are_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    for words in (("describe", str(tmp_path)), ("generate", "--artifact", str(tmp_path), "--prompt", "x")):
+        done = run(*words)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_describe_verifies_files(artifact: Path, tmp_path: Path) -> None:
+    done = run("describe", str(artifact))
+    assert done.returncode == 0, done.stderr
+    for text in ("sink", "window", "tier 0", "bookkeeping", "intact", "8da4w-asym", "made with"):
+        assert text in done.stdout
+    described = json.loads(run("describe", str(artifact), "--json").stdout)
+    assert described["bytes_allocated"] == Artifact(artifact).plan.bytes_allocated
+    assert set(described["files"].values()) == {"intact"}
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in artifact.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    program = copy / "model.pte"
+    program.write_bytes(program.read_bytes()[:-1] + b"?")
+    changed = run("describe", str(copy), "--json")
+    assert changed.returncode == Exit.CHECK
+    assert "another content" in json.loads(changed.stdout)["files"]["model.pte"]
+
+
+def test_dry_run_predicts_the_artifact(artifact: Path, folder: Path) -> None:
+    done = run("export", "--checkpoint", str(folder), *SMALL_CACHE, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    planned, made = json.loads(done.stdout), Artifact(artifact).manifest
+    assert planned["kv_cache"] == made["kv_cache"]
+    assert {k: planned["weights"][k] for k in made["weights"]} == made["weights"]
+
+
+def test_optimum_lists_our_options() -> None:
+    words = [str(Path(sys.executable).parent / "optimum-cli"), "export", "adakv", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--kv-bits" in done.stdout
+    wrong = subprocess.run([*words[:3], "--kv", "fp16", "--kv-bits", "3"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].startswith("error: --kv-bits is the budget of --kv adaptive")
+
+
+@pytest.mark.parametrize(("words", "expected"), [("adakv ex", "export"), ("adakv export --kv st", "static-4")])
+def test_shells_can_complete(words: str, expected: str) -> None:
+    script = Path(sys.executable).parent / "adakv"
+    environment = {"_ADAKV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run([script], env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert expected in done.stdout.split()

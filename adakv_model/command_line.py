@@ -1,0 +1,118 @@
+"""What every command shares: exit codes, how errors end, `--debug`, the console. Light: no torch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated, Any
+
+import typer
+
+from adakv_model.errors import UserError
+from adakv_model.terminal import make_console, print_error, use_utf8
+
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+DEBUG = "ADAKV_DEBUG"  # environment variable that --debug sets, so that child processes have it too
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAULT = 1
+    USER = 2
+    CHECK = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+EXIT_MEANING = {
+    Exit.DONE: "done",
+    Exit.FAULT: "a fault of the program itself: one line, the traceback with --debug",
+    Exit.USER: "something you can correct: an option, an input file, a full disk; one line says what to do",
+    Exit.CHECK: "a check failed: doctor found something fatal, parity a difference",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.TERMINATED: "terminated (SIGTERM, SIGHUP)",
+}
+
+console = make_console()
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks and the runtime's log.", rich_help_panel="Other")
+]
+
+
+def debugging() -> bool:
+    """Whether tracebacks and logs are wanted."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Errors inside become one line on standard error and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        print_error(console, error)
+        _end(Exit.USER, error)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    except ModuleNotFoundError as error:
+        print_error(console, f"{error}: the installation is not complete; adakv doctor shows what is missing")
+        _end(Exit.FAULT, error)
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        if _is_usage_error(error):
+            raise
+        print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
+        _end(Exit.FAULT, error)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A typer command that ends as `Exit` says, and takes `--debug`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        use_utf8()
+        if debug:
+            os.environ[DEBUG] = "1"
+        with ending():
+            function(*args, **kwargs)
+
+    signature = inspect.signature(function, eval_str=True)
+    parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
+    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), parameter]
+    )
+    return wrapped
+
+
+def _is_usage_error(error: Exception) -> bool:
+    """typer's own errors, which it prints itself."""
+    return hasattr(error, "exit_code") and hasattr(error, "format_message")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _end(code: Exit, error: Exception) -> None:
+    if debugging():
+        traceback.print_exception(error, file=sys.stderr)
+    raise typer.Exit(int(code)) from None
+
+
+def completed(choices: Collection[str]) -> Callable[[str], list[str]]:
+    """Shell completion of an option with these values."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete

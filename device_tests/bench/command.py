@@ -1,0 +1,158 @@
+"""What python -m device_tests.bench does, once its options are known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from adakv_model.errors import UserError
+from adakv_model.runtime.artifact import Artifact
+from device_tests.bench import dashboard, trace
+from device_tests.bench.cooling import Cooling
+from device_tests.bench.plan import check_contexts, matrix
+from device_tests.bench.plot import plot as draw
+from device_tests.bench.records import artifact_names, row
+from device_tests.bench.rows import HEADER, SAMPLE, ResultsFile, Row
+from device_tests.bench.session import Options, Session
+from device_tests.bench.summary import failures, groups
+from device_tests.bench.table import WIDTH, tables
+from device_tests.bench.text import DEFAULT_TEXT, tokens_of
+from device_tests.compare import comparisons
+from device_tests.compare import table as comparison_table
+from device_tests.devices import Bundle, Device, find
+
+ON_THIS_MACHINE = ("host", "qemu", "simulator", "mac")  # they would disturb each other
+
+console = Console(highlight=False)
+progress = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line; see cli.py."""
+
+    devices: Sequence[str]
+    artifacts: Sequence[Path]
+    results: Path
+    pp: str
+    tg: str
+    depth: str
+    reps: int
+    threads: str
+    cpu_mask: str | None
+    delay: float
+    cooling: Cooling
+    timeout: float
+    text: Path | None
+    resume: bool
+    plot: Path | None
+    trace: Path | None
+    dashboard: Path | None
+
+
+def execute(request: Request) -> list[str]:
+    """Measures and shows; what went wrong on the way. Raises UserError for what can be mended before anything runs."""
+    names = artifact_names(request.artifacts)
+    opened = {name: Artifact(folder) for folder, name in names.items()}
+    lengths = {"pp": request.pp, "tg": request.tg, "depth": request.depth}
+    chosen = matrix(*(numbers(f"--{name}", text) for name, text in lengths.items()))
+    check_contexts({name: one.plan.context for name, one in opened.items()}, chosen)
+    threads = numbers("--threads", request.threads, least=1) if request.threads else [0]
+    if request.cpu_mask is not None and len(threads) > 1:
+        raise UserError("--cpu-mask goes with one number of --threads")
+    fed = {name: tokens_of(one, request.text or DEFAULT_TEXT) for name, one in opened.items()}
+    devices = [found for selector in dict.fromkeys(request.devices) for found in find(selector)]
+    options = Options(chosen, request.reps, threads, request.cpu_mask, request.delay, request.cooling, request.timeout)
+    results = ResultsFile(request.results, header(opened, fed, options, **lengths), request.resume)
+    try:
+        problems = run_all(devices, opened, fed, options, results)
+    finally:
+        results.close()
+    try:
+        show(results.rows, request)
+    except UserError as error:
+        problems.append(str(error))
+    return problems + failures(results.rows)
+
+
+def numbers(option: str, text: str, least: int = 0) -> list[int]:
+    """ "128,512" -> [128, 512]. Raises UserError."""
+    try:
+        values = [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        values = [least - 1]
+    if any(value < least for value in values):
+        raise UserError(f"{option} takes numbers of at least {least}, separated by commas, not {text!r}")
+    return list(dict.fromkeys(values))
+
+
+def header(opened: dict[str, Artifact], fed: dict[str, list[int]], options: Options, **words: str) -> Row:
+    """What must be equal for results to belong together. reps are left out: a resumed run may ask for more."""
+    bundle = Bundle({}, ())
+    for one in opened.values():
+        bundle = bundle.with_artifact(one.folder, [one.program.name])
+    identities = {name: bundle.artifacts[one.folder.resolve()] for name, one in opened.items()}
+    if len(set(identities.values())) < len(opened):
+        raise UserError("two artifacts are the same program: nothing can be learned from their difference")
+    said = {
+        **words,
+        "artifacts": identities,
+        "tokens_sha256": hashlib.sha256(json.dumps(fed).encode()).hexdigest()[:16],
+        "threads": list(options.threads),
+        "cpu_mask": options.cpu_mask,
+    }
+    return row(HEADER, run=secrets.token_hex(6), version=version("adakv"), options=said)
+
+
+def run_all(
+    devices: Sequence[Device],
+    opened: dict[str, Artifact],
+    fed: dict[str, list[int]],
+    options: Options,
+    results: ResultsFile,
+) -> list[str]:
+    """Phones at the same time, everything on this machine one after the other; what went wrong."""
+
+    def run(device: Device) -> str | None:
+        def say(line: str) -> None:
+            progress.print(f"{device.selector}: {line}", style="dim", soft_wrap=True, markup=False)
+
+        try:
+            Session(device, opened, fed, options, results, say).run()
+        except UserError as error:
+            return f"{device.selector}: {error}"
+        return None
+
+    here = [device for device in devices if device.kind in ON_THIS_MACHINE]
+    elsewhere = [device for device in devices if device.kind not in ON_THIS_MACHINE]
+    problems = [run(device) for device in here]
+    if elsewhere:
+        with ThreadPoolExecutor(len(elsewhere)) as pool:
+            problems += pool.map(run, elsewhere)
+    return [problem for problem in problems if problem is not None]
+
+
+def show(rows: list[Row], request: Request) -> None:
+    """Tables, verdicts, what failed, and the files asked for. Raises UserError."""
+    found = groups(rows)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for shown in tables(found):
+        console.print(shown)
+    if len({group.artifact["id"] for group in found}) > 1:
+        console.print(comparison_table(comparisons(found, None, None)))
+    if request.plot is not None:
+        draw(rows, request.plot)
+    samples = [one for one in rows if one["kind"] == SAMPLE]
+    if request.trace is not None and samples:
+        trace.write(samples[-1], request.trace)
+    if request.dashboard is not None:
+        dashboard.write(rows, request.dashboard)

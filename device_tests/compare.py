@@ -1,0 +1,106 @@
+"""python -m device_tests.compare A.jsonl [B.jsonl]: is A faster than B, and how sure is that?
+
+One file: its first artifact against the others, or all against --baseline. Two files: the same test of both. Ratios
+of times with 95 % intervals (device_tests/bench/statistics.py); "not comparable", with the reasons, where devices,
+conditions or runs differ. Status 0; 3 where nothing could be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adakv_model.errors import UserError
+from device_tests.bench.comparing import Comparison, compare, pairs
+from device_tests.bench.rows import read
+from device_tests.bench.summary import Group, failures, groups
+from device_tests.bench.table import WIDTH
+
+NOTHING_COMPARED = 3
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def main(
+    a: Annotated[Path, typer.Argument(help="Results of device_tests.bench.")],
+    b: Annotated[Path | None, typer.Argument(help="Others.", show_default="A's own artifacts")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Name of B's artifact, with which all others are compared.")
+    ] = None,
+    across_runs: Annotated[
+        bool, typer.Option("--across-runs", help="Also compare samples that were not taken in turn.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare measured times."""
+    try:
+        rows = read(a)
+        for line in failures(rows):
+            errors.print(line, style="yellow", markup=False, soft_wrap=True)
+        found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
+    except UserError as error:
+        errors.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps([comparison.to_json() for comparison in found], indent=1))
+    else:
+        if not console.is_terminal:
+            console.width = WIDTH
+        console.print(table(found))
+    if all(comparison.ratio is None for comparison in found):
+        raise typer.Exit(NOTHING_COMPARED)
+
+
+def comparisons(
+    first: list[Group], second: list[Group] | None, baseline: str | None, across_runs: bool = False
+) -> list[Comparison]:
+    """All that can be asked of one or two files. Raises UserError where that is nothing."""
+    others = first if second is None else second
+    names = list(dict.fromkeys(group.artifact["name"] for group in others))
+    if baseline is not None and baseline not in names:
+        raise UserError(f"no artifact is called {baseline!r}: one of {', '.join(names) or 'none'}")
+    if baseline is not None:
+        others = [group for group in others if group.artifact["name"] == baseline]
+    elif second is None:
+        first = [group for group in first if group.artifact["name"] == names[0]]
+    found = [compare(x, y, across_runs) for x, y in pairs(first, others)]
+    if not found:
+        raise UserError("the results share no test of two artifacts: measure several with --artifact A --artifact B")
+    return found
+
+
+def table(found: Sequence[Comparison]) -> Table:
+    """One line a comparison."""
+    shown = Table(title="time of A over B, 95 % interval; below 1: A is faster", title_justify="left")
+    for name in ("device", "test", "threads", "A", "B", "A ms", "B ms", "A / B", "verdict"):
+        shown.add_column(name, justify="right" if name in ("threads", "A ms", "B ms") else "left")
+    for one in found:
+        device, ratio = one.a.device, one.ratio
+        verdict = one.verdict + "".join(f"\n{text}" for text in (*one.reasons, *one.notes))
+        style = {"faster": "green", "slower": "red"}.get(one.verdict, "dim")
+        cells = (
+            device["selector"] + (" (no phone)" if device["emulated"] else ""),
+            one.a.test.name,
+            str(one.a.threads),
+            one.a.artifact["name"],
+            one.b.artifact["name"],
+            f"{one.a.interval[0]:.3g}",
+            f"{one.b.interval[0]:.3g}",
+            "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        )
+        shown.add_row(*map(escape, cells), f"[{style}]{escape(verdict)}[/{style}]")
+    return shown
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,74 @@
+"""One export from its options, with a progress display on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+from adakv_model.terminal import make_console, text_column
+from export import android, ios
+from export.device_bundle import runner_folder, write_device_bundle
+from export.options import ExportOptions
+
+console = make_console()
+
+
+def export_model(options: ExportOptions, command: list[str]) -> dict:
+    """Write the artifact folder and return its manifest. command: for the manifest. Raises UserError."""
+    options.check()
+    if options.target == "ios":
+        with stages(ios.STAGES[options.backend]) as stage:
+            return ios.export_ios(ios_options(options), command, stage)
+    if options.device_bundle is not None:
+        runner_folder(options.device_runner)  # fails before the export does its work
+    with stages(android.STAGES) as stage:
+        manifest = android.export_android(android_options(options), command, stage)
+    if options.device_bundle is not None:
+        write_device_bundle([options.folder], options.device_bundle, options.device_runner)
+    return manifest
+
+
+def android_options(o: ExportOptions) -> android.AndroidOptions:
+    source = (o.model, o.folder, o.checkpoint, o.random_weights, o.tables)
+    return android.AndroidOptions(*source, o.quantize, o.embedding, o.cache, logits=o.logits)
+
+
+def ios_options(o: ExportOptions) -> ios.IosOptions:
+    source = (o.model, o.folder, o.checkpoint, o.random_weights, o.tables)
+    return ios.IosOptions(
+        *source,
+        o.deployment_target,
+        o.weights,
+        o.backend,
+        o.quantize,
+        o.embedding,
+        o.cache,
+        o.cache_io,
+        o.logits,
+    )
+
+
+@contextmanager
+def stages(total: int) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
+    """A progress display; yields stage(name), a context manager that times one step."""
+    columns = (
+        SpinnerColumn(),
+        text_column("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            progress.update(task, description=f"{name} ...")
+            started = progress.get_time()
+            yield
+            progress.advance(task)
+            console.print(f"  {name:<22}{progress.get_time() - started:6.1f} s")
+
+        yield stage

@@ -1,0 +1,1 @@
+"""Measuring and estimating single kernels: scripts/bench_kernels.py."""
