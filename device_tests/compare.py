@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
@@ -26,8 +26,8 @@ from device_tests.bench.table import WIDTH
 NOTHING_COMPARED = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = make_console(stderr=False)
+errors = make_console()
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import MODELS
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from export import dry_run, plan_drawing
 from export.options import ExportOptions
 
@@ -53,7 +53,7 @@ def test_the_parts_of_the_drawing_are_the_whole_cache(options: ExportOptions) ->
     parts = plan_drawing.parts(cache)
     assert sum(part["bytes"] for part in parts) == cache["bytes_allocated"]
     assert all(part["bytes"] >= 0 for part in parts)
-    console = Console(width=80, record=True, file=io.StringIO())
+    console = make_console(stderr=False, width=80, record=True, file=io.StringIO())
     console.print(plan_drawing.drawing(cache))
     shown = console.export_text()
     assert all(f"{part['bytes']:,}" in shown for part in parts if part["bytes"])

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from device_tests.devices.registry import TRANSPORTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-errors = Console(stderr=True, highlight=False)
+errors = make_console()
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

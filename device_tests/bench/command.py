@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.terminal import make_console
 from device_tests.bench import dashboard, trace
 from device_tests.bench.cooling import Cooling
 from device_tests.bench.plan import check_contexts, matrix
@@ -31,8 +30,8 @@ from device_tests.devices import Bundle, Device, find
 
 ON_THIS_MACHINE = ("host", "qemu", "simulator", "mac")  # they would disturb each other
 
-console = Console(highlight=False)
-progress = Console(stderr=True, highlight=False)
+console = make_console(stderr=False)
+progress = make_console()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from device_tests.bench import dashboard, trace
 from device_tests.bench.plan import Test
 from device_tests.bench.plot import plot
@@ -31,7 +31,7 @@ ROWS = [
 def text_of(rows: list) -> list[str]:
     shown = []
     for table in tables(groups(rows)):
-        console = Console(file=io.StringIO(), width=200)
+        console = make_console(stderr=False, file=io.StringIO(), width=200)
         console.print(table)
         shown.append(console.file.getvalue())  # type: ignore[attr-defined]
     return shown

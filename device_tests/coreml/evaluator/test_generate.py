@@ -81,7 +81,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     model = {"bos_token_id": None, "eos_token_ids": [9], "vocab_size": len(WORDS)}
     files = {str(p.relative_to(folder)): describe(p) for p in folder.rglob("*") if p.is_file()}
     manifest = {"format": FORMAT, "program": "counting.mlpackage", "model": model, "kv_cache": plan.to_manifest()}
-    manifest["files"] = files
+    manifest |= {"files": files, "command": ["test"], "versions": {"python": "3"}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return Artifact(folder)
 
