@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console
@@ -98,7 +98,7 @@ def table(found: Sequence[Comparison]) -> Table:
             f"{one.b.interval[0]:.3g}",
             "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         )
-        shown.add_row(*map(escape, cells), f"[{style}]{escape(verdict)}[/{style}]")
+        shown.add_row(*cells, Text(verdict, style=style))
     return shown
 
 

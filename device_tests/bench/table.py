@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from rich.markup import escape
 from rich.table import Table
 
 from device_tests.bench.summary import Group, is_phone
@@ -34,7 +33,7 @@ def tables(found: Sequence[Group]) -> list[Table]:
 
 
 def _table(found: Sequence[Group]) -> Table:
-    shown = Table(title=escape(device_title(found[0])), title_justify="left")
+    shown = Table(title=device_title(found[0]), title_justify="left")
     shown.add_column("test", no_wrap=True)
     shown.add_column("artifact", overflow="fold")
     for name in ("threads", "ms a token", "95 %", "tokens/s", "step p90", "peak MB", "cache MiB"):

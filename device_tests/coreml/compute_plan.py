@@ -25,7 +25,7 @@ from rich.table import Table
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_error
 from device_tests.devices import apple, find_one, ios
 from export.coreml.convert import DECODE, PREFILL, import_coremltools
 
@@ -141,7 +141,7 @@ def main(
             operations = plan.model_structure.program.functions[function].block.operations
             console.print(table(shares(operations, plan), step_ms))
     except UserError as error:
-        make_console().print(f"[red]error:[/red] {error}", soft_wrap=True)
+        print_error(make_console(), error)
         raise typer.Exit(2) from None
 
 
