@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from adakv.commands import COMMANDS
-from adakv_model.command_line import DEBUG, EXIT_MEANING, HELP_NAMES, ending
+from adakv_model.command_line import EXIT_MEANING, HELP_NAMES, ending
+from adakv_model.errors import DEBUG
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in EXIT_MEANING.items()) + "."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -122,7 +123,7 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 10_000_000})
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert {f.severity for f in places.disk(Machine())} == {Severity.FATAL}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adakv.front import EPILOG
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.command_line import Exit
+from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
 from device_tests.exporting import ROOT
 
@@ -159,3 +161,12 @@ def test_shells_can_complete(words: str, expected: str) -> None:
     environment = {"_ADAKV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     done = subprocess.run([script], env=os.environ | environment, capture_output=True, text=True, check=False)
     assert expected in done.stdout.split()
+
+
+def test_a_step_that_the_runtime_refuses_is_one_line(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = Artifact(artifact).load()
+    model.plan = replace(model.plan, context=80, capacities=(32, *model.plan.capacities[1:]))
+    model.position = 64
+    with pytest.raises(UserError, match=r"the runtime failed at position 64 \(.*--debug shows the runtime's log\)"):
+        model.step([1])
+    assert capfd.readouterr().err == ""

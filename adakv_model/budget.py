@@ -21,7 +21,8 @@ from adakv_model.config import LlamaConfig
 from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.features import DEFAULT_FEATURES, needs_predictions
-from adakv_model.plan import BLOCK, CachePlan, round_up
+from adakv_model.packing import BLOCK
+from adakv_model.plan import CachePlan, round_up
 from adakv_model.quantizer import BAND_BITS, GAUSSIAN_MSE, WIDE_MSE, is_narrow, join_bands, split_bands
 from adakv_model.tables import CalibrationTables
 from adakv_model.window import left

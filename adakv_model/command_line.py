@@ -14,11 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from adakv_model.errors import UserError
+from adakv_model.errors import DEBUG, UserError, debugging
 from adakv_model.terminal import make_console, print_error, use_utf8
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
-DEBUG = "ADAKV_DEBUG"  # environment variable that --debug sets, so that child processes have it too
 
 
 class Exit(IntEnum):
@@ -45,11 +44,6 @@ console = make_console()
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the runtime's log.", rich_help_panel="Other")
 ]
-
-
-def debugging() -> bool:
-    """Whether tracebacks and logs are wanted."""
-    return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 @contextmanager

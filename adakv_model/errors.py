@@ -1,4 +1,13 @@
-"""The one exception type that reaches the user."""
+"""The one exception type that reaches the user, and whether the rest is wanted too."""
+
+import os
+
+DEBUG = "ADAKV_DEBUG"  # environment variable that --debug sets, so that child processes have it too
+
+
+def debugging() -> bool:
+    """Whether tracebacks and logs are wanted."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 class UserError(Exception):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import Library
 
 from adakv_model import attention, reference
+from adakv_model.features import FEATURES
 from adakv_model.linear import blocks, int4, table
 
 SCHEMAS = {
@@ -53,7 +54,7 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
 def _depart_shape(tokens: Tensor, *args: object) -> Tensor:
     departure = args[-1]
     assert isinstance(departure, int)
-    return tokens.new_empty((tokens.shape[1] + departure - 1, len(reference.FEATURES)), dtype=torch.float32)
+    return tokens.new_empty((tokens.shape[1] + departure - 1, len(FEATURES)), dtype=torch.float32)
 
 
 def _assign_shape(logits: Tensor, input_pos: Tensor, capacities: Tensor, *_: object) -> Tensor:

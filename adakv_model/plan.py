@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -291,7 +292,7 @@ class CachePlan:
         costs = np.vectorize(cost, otypes=[float])(self.unit_bits, self.scale_modes[..., None])
         return costs.reshape(-1, self.n_tiers).mean(0)
 
-    def to_manifest(self) -> dict:
+    def to_manifest(self) -> dict[str, Any]:
         """The `kv_cache` section of an artifact's manifest."""
         return {
             "policy": self.policy,
@@ -319,7 +320,7 @@ class CachePlan:
         }
 
     @classmethod
-    def from_manifest(cls, section: dict) -> CachePlan:
+    def from_manifest(cls, section: dict[str, Any]) -> CachePlan:
         """Rebuild the plan that an artifact was exported with."""
         same = ("context", "window", "window_bits", "n_heads", "n_kv_heads", "n_layers", "head_dim")
         return cls(

@@ -63,7 +63,7 @@ class CalibrationTables:
     scorers: dict[str, ImportanceScorer]
     score_quantiles: dict[str, Tensor]
     feature_quantiles: Tensor
-    info: dict = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
 
     def at(self, context: int) -> RowTables:
         """Those of the shortest context that holds this one (of the longest, if none does)."""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_value_rows_with_bands_are_refused() -> None:
 def documented_reader() -> Callable[[np.ndarray, list[int], int, int, int], np.ndarray]:
     """read_row of docs/cache-format.md."""
     text = (Path(__file__).parents[1] / "docs" / "cache-format.md").read_text(encoding="utf-8")
-    namespace: dict = {}
+    namespace: dict[str, Any] = {}
     exec(text.split("```python\n")[1].split("```")[0], namespace)
     return namespace["read_row"]
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adakv_model import attention, reference
+from adakv_model.features import FEATURES
 from adakv_model.kv_cache import columns
 from adakv_model.packing import Side
 from adakv_model.plan import ATTENTION_SUMS, FIRST_TIER, OBSERVATIONS, SINK, WINDOW, CachePlan
@@ -69,7 +71,7 @@ def make_plan(
 class OneLayer:
     """The four operators over one layer's state, fed with random projections."""
 
-    def __init__(self, plan: CachePlan, kernels, seed: int) -> None:
+    def __init__(self, plan: CachePlan, kernels: Any, seed: int) -> None:
         g = torch.Generator().manual_seed(seed)
         self.plan, self.kernels = plan, kernels
         shape = (plan.n_kv_heads, plan.head_dim)
@@ -82,7 +84,7 @@ class OneLayer:
         self.qkv = torch.randn(1, plan.context, (plan.n_heads + 2 * plan.n_kv_heads) * plan.head_dim, generator=g)
         self.tokens = torch.randint(0, plan.vocab_size, (1, plan.context), generator=g)
         self.logits = torch.randn(1, plan.context, plan.vocab_size, generator=g) * 4
-        self.mix = torch.randn(len(reference.FEATURES), plan.n_tiers, generator=g)
+        self.mix = torch.randn(len(FEATURES), plan.n_tiers, generator=g)
         self.log_frequency = -torch.rand(plan.vocab_size, generator=g) * 10
         self.capacities = torch.tensor(plan.capacities, dtype=torch.int32)
         self.progress = torch.zeros(1 + plan.n_tiers, dtype=torch.int32)
@@ -179,7 +181,7 @@ def test_extreme_values_match_the_reference_to_the_last_bit(loud: float) -> None
 
 @pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
 @pytest.mark.parametrize(("window", "departure"), [(16, 32), (5, 8), (40, 32), (16, 7), (16, 1)])
-def test_any_aligned_chunking_equals_token_by_token_to_the_last_bit(kernels, window: int, departure: int) -> None:
+def test_any_aligned_chunking_equals_token_by_token_to_the_last_bit(kernels: Any, window: int, departure: int) -> None:
     chunk = departure if departure > 1 else 11  # departure 1: what is received is complete for chunks up to `chunk`
     plan = make_plan(110, window, chunk, split_slots(110, window, departure, 4, 3), 3, departure=departure)
     single = OneLayer(plan, kernels, 5)
@@ -191,7 +193,7 @@ def test_any_aligned_chunking_equals_token_by_token_to_the_last_bit(kernels, win
 
 
 @pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
-def test_chunks_that_cross_a_departure_only_change_what_the_controller_sees(kernels) -> None:
+def test_chunks_that_cross_a_departure_only_change_what_the_controller_sees(kernels: Any) -> None:
     """With one tier there is nothing to decide: the same bits."""
     plan = make_plan(110, 16, 32, split_slots(110, 16, 32, 1, 3), 3, departure=32)
     aligned = OneLayer(plan, kernels, 5)
@@ -268,7 +270,7 @@ def test_attention_is_what_the_rows_say(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
-def test_blocks_leave_at_multiples_of_the_departure(kernels) -> None:
+def test_blocks_leave_at_multiples_of_the_departure(kernels: Any) -> None:
     window, departure = 3, 4
     plan = make_plan(20, window, departure, (16,), 1, departure=departure)
     layer = OneLayer(plan, kernels, 1)
@@ -282,7 +284,7 @@ def test_blocks_leave_at_multiples_of_the_departure(kernels) -> None:
         assigned = kernels.assign(
             features[:, :1].contiguous(), at, layer.capacities, layer.progress, layer.tiers, window, departure
         )
-        assert features.shape == (count + 3, len(reference.FEATURES))
+        assert features.shape == (count + 3, len(FEATURES))
         marks.append(assigned.tolist())
     assert marks[0] == [[-1, -1, 0]] * 5
     assert marks[1] == [[-1, -1, 0]] * 5
@@ -302,7 +304,7 @@ def test_position_zero_resets() -> None:
 
 
 @pytest.mark.parametrize("kernels", [TORCH, native], ids=["reference", "native"])
-def test_past_the_context_nothing_is_overwritten(kernels) -> None:
+def test_past_the_context_nothing_is_overwritten(kernels: Any) -> None:
     plan = make_plan(40, 8, 8, (20, 11), seed=4)
     layer = OneLayer(plan, kernels, 4)
     layer.run([8])

@@ -130,7 +130,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("tensors", FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, tensors: dict) -> None:
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, tensors: dict[str, Any]) -> None:
     path = tmp_path / "t.safetensors"
     save_file(tensors, path)
     with pytest.raises(UserError, match="is not a calibration table file"):

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_error, print_note
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
@@ -46,10 +46,10 @@ def main(
     try:
         rows = read(a)
         for line in failures(rows):
-            errors.print(line, style="yellow", markup=False, soft_wrap=True)
+            print_note(errors, line)
         found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
     except UserError as error:
-        errors.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        print_error(errors, error)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adakv_model.budget import PlannedCache, plan_cache
 from adakv_model.cache_options import CacheOptions
@@ -72,7 +73,7 @@ def controller_section(planned: PlannedCache) -> dict[str, object]:
     return section | ({"feature_set": planned.features} if planned.plan.adaptive else {})
 
 
-def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict:
+def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict[str, Any]:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
     library = native.operator_library()  # fail before the long work, not after it
     with quiet(), atomic_folder(options.out) as folder:

@@ -7,6 +7,7 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
@@ -54,7 +55,7 @@ def write_manifest(
     plan: CachePlan,
     sections: dict[str, object],
     command: list[str],
-) -> dict:
+) -> dict[str, Any]:
     """manifest.json: model, versions, shapes, cache plan, options, hashes of every other file."""
     config = checkpoint.config
     returned = 1 if sections.get("logits") == "last" else f"1..{plan.chunk}"

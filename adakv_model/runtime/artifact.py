@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,6 +15,7 @@ from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
 from adakv_model.runtime.inputs import check_threads, check_tokens
+from adakv_model.runtime.log import RuntimeLog, why
 from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, damaged, read_manifest
 from adakv_model.runtime.text import TextCodec
 
@@ -126,18 +122,18 @@ class HostModel:
     """A loaded program: one cache, fed in order. `position` is the number of tokens it holds."""
 
     def __init__(self, artifact: Artifact) -> None:
-        native.load_library(artifact.operator_library)
         artifact.check(artifact.program.name)
-        import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
-        from executorch.extension.pybindings import _C
-
-        with _captured_stderr() as log:
-            try:
+        self._log = RuntimeLog()
+        with self._log.captured():  # the runtime probes the CPU when it is loaded, and says so
+            native.load_library(artifact.operator_library)
+            import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
+            from executorch.extension.pybindings import _C
+        try:
+            with self._log.captured():
                 self._program = _C._load_program(str(artifact.program))
                 self._method = self._program.load_method("forward")
-            except RuntimeError as e:
-                reason = _last_error(log()) or _first_line(e)
-                raise UserError(f"ExecuTorch cannot load {artifact.program} ({reason}): export again") from e
+        except RuntimeError as e:
+            raise UserError(f"ExecuTorch cannot load {artifact.program} ({why(self._log, e)}): export again") from e
         self.artifact, self.plan = artifact, artifact.plan
         self._vocabulary = artifact.vocabulary
         self.position = 0
@@ -159,9 +155,11 @@ class HostModel:
             )
         inputs = (torch.tensor([tokens]), torch.tensor([self.position]))
         try:
-            logits = _copy(self._method.call(inputs, clone_outputs=False)[0])
+            with self._log.captured():
+                output = self._method.call(inputs, clone_outputs=False)[0]
         except RuntimeError as e:
-            raise UserError(f"the runtime failed at position {self.position} ({_first_line(e)})") from e
+            raise UserError(f"the runtime failed at position {self.position} ({why(self._log, e)})") from e
+        logits = _copy(output)
         self.position += len(tokens)
         return logits[0]
 
@@ -191,10 +189,10 @@ def set_threads(count: int) -> None:
     Raises UserError for more than the cores of this machine.
     """
     check_threads(count)
-    from executorch.extension.pybindings import _C
-
     torch.set_num_threads(1)
-    with _captured_stderr():
+    with RuntimeLog().captured():
+        from executorch.extension.pybindings import _C
+
         _C._unsafe_reset_threadpool(count)
 
 
@@ -204,33 +202,3 @@ def _copy(output: Tensor) -> Tensor:
     copy = torch.empty(output.shape, dtype=output.dtype)
     ctypes.memmove(copy.data_ptr(), output.data_ptr(), copy.nbytes)
     return copy
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _last_error(log: str) -> str:
-    """The message of the runtime's last error line, such as `[method.cpp:746] Missing operator: ...`."""
-    lines = [line.split("] ", 1)[1] for line in log.splitlines() if line.startswith("[") and "] " in line]
-    wanted = [line for line in lines if "issing" in line or "rror" in line]
-    return (wanted or lines or [""])[0].strip()
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Keep the runtime's chatter (CPU probing, error details) off the terminal; yields a reader of it."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-
-        def read() -> str:
-            sink.seek(0)
-            return sink.read().decode(errors="replace")
-
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield read
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -46,7 +47,7 @@ class Statistics:
         steps = self.new_tokens - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self) | {
             "prefill_tokens_per_second": round(self.prefill_speed, 2),
             "decode_tokens_per_second": round(self.decode_speed, 2),

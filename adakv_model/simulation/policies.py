@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adakv_model import budget
+from adakv_model import cache_options
 from adakv_model.budget import plan_cache
 from adakv_model.cache_options import DEFAULT_BITS, CacheOptions
 from adakv_model.checkpoints.weights import Checkpoint
@@ -40,7 +40,7 @@ from adakv_model.tables import CalibrationTables
 RULES = {"rarity": ("log_frequency", -1.0), "entropy": ("entropy", 1.0)}
 PAPER_TIERS = (2, 4, 8, 16)
 ADAPTIVE = {f"adaptive-{features}": features for features in FEATURE_SETS}
-BUDGETED = (*budget.BUDGETED, *ADAPTIVE, "random", *RULES, "recency", "paper")
+BUDGETED = (*cache_options.BUDGETED, *ADAPTIVE, "random", *RULES, "recency", "paper")
 WIDTHS = (8, 4, 3, 2)
 NAMES = (
     "fp16",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_error
 from device_tests.devices.registry import TRANSPORTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -84,9 +84,9 @@ def main(
     try:
         problems = execute(request)
     except UserError as error:
-        errors.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+        print_error(errors, error)
         raise typer.Exit(2) from None
     for problem in problems:
-        errors.print(f"error: {problem}", style="red", soft_wrap=True, markup=False)
+        print_error(errors, problem)
     if problems:
         raise typer.Exit(1)

@@ -122,7 +122,7 @@ def run_all(
 
     def run(device: Device) -> str | None:
         def say(line: str) -> None:
-            progress.print(f"{device.selector}: {line}", style="dim", soft_wrap=True, markup=False)
+            progress.print(f"{device.selector}: {line}", style="dim", soft_wrap=True)
 
         try:
             Session(device, opened, fed, options, results, say).run()

@@ -50,20 +50,21 @@ def conditions_record(conditions: Conditions) -> Row:
 
 def artifact_record(artifact: Artifact, name: str, bundle: Bundle) -> Row:
     """Name, hash, size and cache plan. bytes: of the program; cache_bytes: of all it keeps between steps."""
-    folder = bundle.remote_artifact(artifact.folder)
+    program = f"{bundle.remote_artifact(artifact.folder)}/{artifact.program.name}"  # a file, or a package's folder
     cache = artifact.manifest["kv_cache"]
+    stored = artifact.manifest.get("core_ml_states", cache)  # the form in which the program keeps it
     return {
         "name": name,
         "id": bundle.artifacts[artifact.folder.resolve()],
-        "bytes": sum(file.size for path, file in bundle.files.items() if path.startswith(f"{folder}/model.")),
+        "bytes": sum(file.size for path, file in bundle.files.items() if f"{path}/".startswith(f"{program}/")),
         "model": artifact.manifest["model"]["name"],
         "random_weights": artifact.manifest["model"]["random_weights"],
-        "quantize": artifact.manifest.get("quantize"),
+        "quantize": artifact.manifest.get("quantize") or artifact.manifest.get("weights"),
         "policy": cache["policy"],
         "context": cache["context"],
-        "cache_bytes": cache["bytes_allocated"],
+        "cache_bytes": stored["bytes_allocated"],
         "fp16_bytes": cache["fp16_bytes"],
-        "bits_per_value": cache["bits_per_value"],
+        "bits_per_value": stored["bits_per_value"],
         "tier_bits": [tier["bits"] for tier in cache["tiers"]],
         "capacities": [tier["capacity"] for tier in cache["tiers"]],
     }

@@ -45,7 +45,7 @@ def _table(found: Sequence[Group]) -> Table:
         if last not in (None, group.test):
             shown.add_section()
         last = group.test
-        shown.add_row(*map(escape, _cells(group)))
+        shown.add_row(*_cells(group))
     return shown
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from adakv_model.runtime.artifact import Artifact
+from device_tests.bench.cooling import Cooling
 from device_tests.bench.rows import PROBE, SAMPLE, Row, read, sample_key
 from device_tests.devices.adb import AdbDevice
 from device_tests.devices.adb_scripts import ROOT as REMOTE
@@ -91,7 +93,7 @@ def test_the_real_model_is_right_and_its_report_says_emulation(
 
 def test_a_lost_device_loses_nothing_finished(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
-    options = ["--artifact", tiny[0], "--artifact", tiny[1], *SHORT, "--reps", "2"]
+    options: list[str | Path] = ["--artifact", tiny[0], "--artifact", tiny[1], *SHORT, "--reps", "2"]
     phone.faults = Faults(drop_run_after=0.0, healthy_runs=5)  # two probes and three samples
     lost = bench(out, *options)
     assert lost.returncode == 1, lost.stderr
@@ -131,10 +133,35 @@ def test_a_phone_that_cannot_be_used_leaves_no_file(tiny: list[Path], tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_phones_at_once(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
+    with EmulatedDevice(Hardware.like_this_machine(model="Other emulated device")) as other:
+        connect(other)
+        done = bench(tmp_path / "x.jsonl", "--artifact", tiny[0], *SHORT, "--reps", "1")
+        assert other.processes() == []
+        disconnect(other)
+    assert done.returncode == 0, done.stderr
+    models = [one["device"]["model"] for one in samples(tmp_path / "x.jsonl")]
+    assert sorted(models) == ["AdaKV Emulated device"] * 2 + ["AdaKV Other emulated device"] * 2
+
+
+def test_a_hot_phone_is_waited_for() -> None:
+    hardware = Hardware(hot_celsius=60.0, cool_celsius=25.0, cooling_seconds=3.0)
+    with EmulatedDevice(hardware) as hot:
+        device = AdbDevice(connect(hot))
+        waited, now = Cooling(target=35.0, limit=120.0, sleep=lambda seconds: time.sleep(seconds / 10)).wait(
+            device.conditions
+        )
+        disconnect(hot)
+    assert waited.reached
+    assert waited.waited > 0
+    assert now.celsius is not None
+    assert now.celsius <= 35.0
+
+
 def test_a_device_bundle_goes_over_by_hand(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
     """README's three commands; and the harness finds the files and sends none of them again."""
-    description = write_device_bundle(tiny[:1], tmp_path / "bundle")
-    (identity,) = description["artifacts"]  # type: ignore[misc, attr-defined]
+    write_device_bundle(tiny[:1], tmp_path / "bundle")
+    (identity,) = (path.name for path in (tmp_path / "bundle" / "artifacts").iterdir())
 
     def adb(*words: str) -> subprocess.CompletedProcess[str]:
         command = ["adb", "-s", phone.address, *words]

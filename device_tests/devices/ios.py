@@ -196,7 +196,7 @@ class IosDevice:
             staging = Path(temporary) / folder
             staging.mkdir(parents=True)
             if mark:
-                (staging / MARK).write_text("", encoding="utf-8")
+                (staging / MARK).touch()
                 self._copy("to", staging / MARK, f"{DOCUMENTS}/{folder}/{MARK}")
                 return
             for name, file in bundle.files.items():

@@ -41,6 +41,8 @@ PHONES = {
         {"identifier": "WATCH", "hardwareProperties": {"platform": "watchOS"}},
     ]
 }
+#: What every manifest has; nothing here reads more of it.
+SECTIONS = {"format": FORMAT, "command": ["export"], "model": {"n": 1}, "kv_cache": {"n": 1}, "versions": {"n": "1"}}
 LIST_SIMULATORS = {"words": ["simctl", "list"], "stdout": json.dumps(SIMULATORS)}
 LIST_PHONES = {"words": ["devicectl", "list"], "result": PHONES}
 
@@ -86,7 +88,8 @@ def artifact(tmp_path: Path) -> Path:
     (folder / "Small.mlpackage" / "Data").mkdir(parents=True)
     (folder / "Small.mlpackage" / "Manifest.json").write_text("{}", encoding="utf-8")
     (folder / "Small.mlpackage" / "Data" / "weights").write_text("w", encoding="utf-8")
-    manifest = {"format": FORMAT, "program": "Small.mlpackage", "core_ml_states": {}, "files": {}}
+    files: dict[str, dict] = {"Small.mlpackage/Manifest.json": {}}
+    manifest = {**SECTIONS, "files": files, "program": "Small.mlpackage", "core_ml_states": {"n": 1}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -119,7 +122,7 @@ def test_no_xcode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_artifact(tmp_path: Path) -> None:
     (tmp_path / "model.pte").write_text("", encoding="utf-8")
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": {}}), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(json.dumps({**SECTIONS, "files": {"model.pte": {}}}), encoding="utf-8")
     with pytest.raises(UserError, match="is no Core ML artifact"):
         apple.core_ml_bundle(Bundle({}, ()), [tmp_path])
 
@@ -247,7 +250,7 @@ def test_a_run_past_its_timeout(tools: Tools) -> None:
 
 def test_int8_inputs_need_a_newer_system(tools: Tools, artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-    (artifact / "manifest.json").write_text(json.dumps(manifest | {"core_ml_inputs": {}}), encoding="utf-8")
+    (artifact / "manifest.json").write_text(json.dumps(manifest | {"core_ml_inputs": {"n": 1}}), encoding="utf-8")
     tools.answer(LIST_SIMULATORS)
     device = find_one("simulator")
     bundle = apple.core_ml_bundle(Bundle({}, ("adakv-run",), simulator.ABI), [artifact])

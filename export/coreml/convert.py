@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def import_coremltools():  # type: ignore[no-untyped-def]
 
 def trace(program: CoreMLProgram, tokens: int) -> torch.export.ExportedProgram:
     """torch.export with static shapes: tokens int32 [1, T], input_pos int32 [1], and the cache's inputs if any."""
-    example: tuple = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    example: tuple[Any, ...] = (torch.zeros(1, tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
     if program.inputs is not None:
         arrays = program.inputs.arrays
         example += ({n: torch.zeros(a.shape, dtype=getattr(torch, a.dtype)) for n, a in arrays.items()},)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class InputLayout:
     def output_bytes(self, tokens: int) -> int:
         return sum(array.bytes for array in self.outputs(tokens).values())
 
-    def to_manifest(self) -> dict:
+    def to_manifest(self) -> dict[str, Any]:
         """The `core_ml_inputs` section: what a host that keeps the arrays needs beside the plan."""
         layout, plan = self.states, self.states.plan
         window = layout.window_pool(0)
@@ -108,7 +109,7 @@ class InputLayout:
             "output_bytes": {str(tokens): self.output_bytes(tokens) for tokens in sorted({1, plan.chunk})},
         }
 
-    def _place(self, tier: int, window: Pool) -> dict:
+    def _place(self, tier: int, window: Pool) -> dict[str, Any]:
         """Array and first column of a tier; a copied tier takes its rows from the window's ring."""
         if tier in window.tiers:
             first = window.first_columns[window.tiers.index(tier)]

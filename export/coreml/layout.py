@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -260,7 +261,7 @@ class StateLayout:
             for k in self._used_tiers
         }
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Bytes of this form of the cache: what the two forms are compared by."""
         return {
             "bytes_allocated": self.bytes_allocated,
@@ -270,12 +271,12 @@ class StateLayout:
             "row_bits_per_value": self.row_bits(),
         }
 
-    def _widths(self, tier: int) -> list[dict]:
+    def _widths(self, tier: int) -> list[dict[str, Any]]:
         """Widths of a tier by layer: of each band of K, and of V."""
         rows = (self.row(layer, tier) for layer in range(self.plan.n_layers))
         return [{"k": split_bands(row.k_bits, row.head_dim), "v": row.v_bits} for row in rows]
 
-    def to_manifest(self) -> dict:
+    def to_manifest(self) -> dict[str, Any]:
         """The `core_ml_states` section: what a reader of the states needs beside the plan."""
         widths = {str(self.plan.tier_bits[k]): self._widths(k) for k in self.narrow_tiers}
         return {

@@ -161,7 +161,7 @@ def _reason(op: Any) -> str | None:
     return REPORTED.get(op.type)
 
 
-def print_report(manifest: dict, console: Console) -> None:
+def print_report(manifest: dict[str, Any], console: Console) -> None:
     """What a user wants to know of an exported package."""
     report = manifest["report"]
     table = Table(show_header=False)
@@ -182,7 +182,7 @@ def print_report(manifest: dict, console: Console) -> None:
     console.print(forms_table(manifest))
 
 
-def core_ml_cache(manifest: dict) -> list[tuple[str, str]]:
+def core_ml_cache(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """What the cache takes in Core ML's own storage, and what each tier does; label and text."""
     cache, states = manifest["kv_cache"], manifest["core_ml_states"]
     inputs = "" if states["cache_io"] == FP16.name else f"{len(manifest['core_ml_inputs']['arrays'])} inputs and "
@@ -199,7 +199,7 @@ def core_ml_cache(manifest: dict) -> list[tuple[str, str]]:
     ]
 
 
-def forms_table(manifest: dict) -> Table:
+def forms_table(manifest: dict[str, Any]) -> Table:
     """Bytes of the exported plan's cache in both forms: fp16 states, and int8 inputs with the rows that come back."""
     forms = manifest["cache_forms"]
     table = Table(title="bytes of this cache in either form (--cache-io)", title_justify="left")

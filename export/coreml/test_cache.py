@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def run(program: CoreMLProgram, tokens: list[int], chunk: int) -> tuple[torch.Te
     while position < len(tokens):
         count = chunk if position + chunk <= len(tokens) else 1
         ids = torch.tensor([tokens[position : position + count]], dtype=torch.int32)
-        arguments: list = [ids, torch.tensor([position], dtype=torch.int32)]
+        arguments: list[Any] = [ids, torch.tensor([position], dtype=torch.int32)]
         if host is not None:
             arguments.append({name: torch.from_numpy(array) for name, array in host.arrays.items()})
         results = dict(zip(output_types(program.inputs), program(*arguments), strict=True))

@@ -84,7 +84,7 @@ def register_pass_once() -> None:
             for function in prog.functions.values():
                 self._compress(function)
 
-        @block_context_manager
+        @block_context_manager  # type: ignore[untyped-decorator]
         def _compress(self, block: Any) -> None:
             for op in list(block.operations):
                 if op.op_type == "const" and self._wanted(op.outputs[0]):

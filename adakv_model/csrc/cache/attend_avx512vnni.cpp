@@ -1,15 +1,19 @@
 // Tile products with AVX-512 VNNI: a tile is one vector, four bytes multiplied and summed at once (vpdpbusd).
 #include <immintrin.h>
 
-#include "cache/attend_kernels.h"
 #include "cache/lanes.h"
+#include "cache/tile.h"
 
 namespace {
 
+using Codes = __m512i;
+
 struct Tiles {
+  static constexpr bool kQuadruples = false;
+
   // A plane is repeated, each copy shifted to the field it stands for.
-  template <int kWidth>
-  static __m512i codes_of(const uint8_t* tile) {
+  template <int kWidth, int kPass>
+  static Codes codes(const uint8_t* tile) {
     if constexpr (kWidth == 0 || kWidth == 8) {
       return _mm512_loadu_si512(tile);
     } else if constexpr (kWidth == 4) {
@@ -28,30 +32,25 @@ struct Tiles {
     }
   }
 
-  template <int kWidth>
-  static void unpack(const uint8_t* tile, uint8_t* out) {
-    _mm512_storeu_si512(out, codes_of<kWidth>(tile));
-  }
+  static void store(const Codes& codes, uint8_t* out) { _mm512_storeu_si512(out, codes); }
 
-  template <int kWidth, int kQueries>
-  static void products(const uint8_t* tiles, int runs, int quads, int64_t stride, const int8_t* x, int64_t x_stride,
-                       const int32_t*, IntLanes* sums) {
-    constexpr int kBytes = kWidth == 0 ? adakv::kTileCodes : 8 * kWidth;
-    __m512i total[kQueries];
-    for (int i = 0; i < kQueries; ++i) total[i] = _mm512_setzero_si512();
-    for (int r = 0; r < runs; ++r) {
-      const uint8_t* tile = tiles + r * stride;
-      for (int q = 0; q < quads; ++q, tile += kBytes, x += 4) {
-        const __m512i codes = codes_of<kWidth>(tile);
-        for (int i = 0; i < kQueries; ++i) {
-          int32_t four;
-          std::memcpy(&four, x + i * x_stride, 4);
-          total[i] = _mm512_dpbusd_epi32(total[i], codes, _mm512_set1_epi32(four));
-        }
-      }
+  template <int kWidth>
+  struct Sums {
+    static constexpr int kSpan = 1 << 20, kPasses = 1;
+    __m512i sums;
+
+    void start(int32_t) { sums = _mm512_setzero_si512(); }
+    template <int kPass>
+    void add(const Codes& codes, const int8_t* four) {
+      int32_t bytes;
+      std::memcpy(&bytes, four, 4);
+      sums = _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(bytes));
     }
-    for (int i = 0; i < kQueries; ++i) sums[i] = {{IntVector(total[i])}};
-  }
+    template <int kPass>
+    void lanes(IntLanes& out) const {
+      out = {{IntVector(sums)}};
+    }
+  };
 };
 
 }  // namespace

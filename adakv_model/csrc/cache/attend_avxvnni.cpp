@@ -1,29 +1,35 @@
 // Tile products with AVX-VNNI, the 256-bit dot products of CPUs without AVX-512 (vpdpbusd).
-#include "cache/attend_kernels.h"
 #include "cache/tiles_avx2.h"
 
 namespace {
 
-struct Tiles : Avx2Tiles {
-  template <int kWidth, int kQueries>
-  static void products(const uint8_t* tiles, int runs, int quads, int64_t stride, const int8_t* x, int64_t x_stride,
-                       const int32_t*, IntLanes* sums) {
-    __m256i total[kQueries][2];
-    for (int i = 0; i < kQueries; ++i) total[i][0] = total[i][1] = _mm256_setzero_si256();
-    for (int r = 0; r < runs; ++r) {
-      const uint8_t* tile = tiles + r * stride;
-      for (int q = 0; q < quads; ++q, tile += bytes_of<kWidth>(), x += 4) {
-        __m256i codes[2];
-        codes_of<kWidth>(tile, codes);
-        for (int i = 0; i < kQueries; ++i) {
-          const __m256i y = four(x + i * x_stride);
-          total[i][0] = _mm256_dpbusd_avx_epi32(total[i][0], codes[0], y);
-          total[i][1] = _mm256_dpbusd_avx_epi32(total[i][1], codes[1], y);
-        }
-      }
-    }
-    for (int i = 0; i < kQueries; ++i) sums[i] = {{IntVector(total[i][0]), IntVector(total[i][1])}};
+struct Tiles {
+  static constexpr bool kQuadruples = false;
+
+  template <int kWidth, int kPass>
+  static Codes codes(const uint8_t* tile) {
+    return codes_avx2<kWidth>(tile);
   }
+
+  static void store(const Codes& codes, uint8_t* out) { store_avx2(codes, out); }
+
+  template <int kWidth>
+  struct Sums {
+    static constexpr int kSpan = 1 << 20, kPasses = 1;
+    __m256i half[2];
+
+    void start(int32_t) { half[0] = half[1] = _mm256_setzero_si256(); }
+    template <int kPass>
+    void add(const Codes& codes, const int8_t* four) {
+      const __m256i x = broadcast(four);
+      half[0] = _mm256_dpbusd_avx_epi32(half[0], codes.half[0], x);
+      half[1] = _mm256_dpbusd_avx_epi32(half[1], codes.half[1], x);
+    }
+    template <int kPass>
+    void lanes(IntLanes& out) const {
+      out = {{IntVector(half[0]), IntVector(half[1])}};
+    }
+  };
 };
 
 }  // namespace

@@ -1,35 +1,40 @@
 // Tile products with the dot product instructions of Armv8.2 (sdot).
-#include "cache/attend_kernels.h"
 #include "cache/tiles_neon.h"
 
 namespace {
 
-struct Tiles : NeonTiles {
-  template <int kWidth, int kQueries>
-  static void products(const uint8_t* tiles, int runs, int quads, int64_t stride, const int8_t* x, int64_t x_stride,
-                       const int32_t* totals, IntLanes* sums) {
-    int32x4_t total[kQueries][4];
-    for (int i = 0; i < kQueries; ++i) {
-      for (int32x4_t& sum : total[i]) sum = vdupq_n_s32(kWidth == 8 ? 128 * totals[i] : 0);
+struct Tiles {
+  static constexpr bool kQuadruples = false;
+
+  template <int kWidth, int kPass>
+  static Codes codes(const uint8_t* tile) {
+    return codes_neon<kWidth>(tile);
+  }
+
+  static void store(const Codes& codes, uint8_t* out) { store_neon(codes, out); }
+
+  // 8-bit codes less 128, so that they are signed.
+  template <int kWidth>
+  struct Sums {
+    static constexpr int kSpan = 1 << 20, kPasses = 1;
+    int32x4_t sums[4];
+
+    void start(int32_t total) {
+      for (int32x4_t& sum : sums) sum = vdupq_n_s32(kWidth == 8 ? 128 * total : 0);
     }
-    for (int r = 0; r < runs; ++r) {
-      const uint8_t* tile = tiles + r * stride;
-      for (int q = 0; q < quads; ++q, tile += bytes_of<kWidth>(), x += 4) {
-        uint8x16_t codes[4];
-        codes_of<kWidth>(tile, codes);
-        for (int i = 0; i < kQueries; ++i) {
-          const int8x16_t y = vreinterpretq_s8_s32(vdupq_n_s32(four(x + i * x_stride)));
-          for (int v = 0; v < 4; ++v) {
-            const int8x16_t c = kWidth == 8 ? signed_codes(codes[v]) : vreinterpretq_s8_u8(codes[v]);
-            total[i][v] = vdotq_s32(total[i][v], c, y);
-          }
-        }
+    template <int kPass>
+    void add(const Codes& codes, const int8_t* four) {
+      const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(word(four)));
+      for (int v = 0; v < 4; ++v) {
+        const int8x16_t c = kWidth == 8 ? signed_codes(codes.v[v]) : vreinterpretq_s8_u8(codes.v[v]);
+        sums[v] = vdotq_s32(sums[v], c, x);
       }
     }
-    for (int i = 0; i < kQueries; ++i) {
-      for (int v = 0; v < 4; ++v) sums[i].v[v] = IntVector(total[i][v]);
+    template <int kPass>
+    void lanes(IntLanes& out) const {
+      for (int v = 0; v < 4; ++v) out.v[v] = IntVector(sums[v]);
     }
-  }
+  };
 };
 
 }  // namespace

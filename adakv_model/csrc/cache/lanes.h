@@ -6,7 +6,11 @@
 #include <cstring>
 #include <utility>
 
+#include "fast_exp.h"
+
 namespace {
+
+using namespace adakv;
 
 #if defined(__AVX512F__)
 constexpr int kVectorLanes = 16;
@@ -40,7 +44,7 @@ inline __attribute__((always_inline)) Out each(const F& f) {
 }
 
 inline Lanes set1(float x) {
-  return each<Lanes>([&](size_t) { return FloatVector{} + x; });
+  return each<Lanes>([&](size_t) { return x - FloatVector{}; });
 }
 inline Lanes load(const float* from) {
   return each<Lanes>([&](size_t i) {
@@ -95,29 +99,21 @@ inline IntLanes round_lanes(const Lanes& x) {
   });
 }
 
-// exp(x) for x <= 88, 0 below -87: fast_exp of fast_exp.h, lane by lane.
+// exp of kCount vectors, in step, as each operation waits for the one before.
+template <int kCount>
+inline __attribute__((always_inline)) void exp_vectors(FloatVector* x) {
+  FloatVector r[kCount], power[kCount];
+  for (int i = 0; i < kCount; ++i) r[i] = exp_reduced<FloatVector, IntVector>(x[i], &power[i]);
+  for (int i = 0; i < kCount; ++i) x[i] = FloatVector{} + kExpSeries[0];
+  for (int k = 1; k < kExpTerms; ++k) {
+    for (int i = 0; i < kCount; ++i) x[i] = x[i] * r[i] + kExpSeries[k];
+  }
+  for (int i = 0; i < kCount; ++i) x[i] = x[i] * power[i];
+}
 inline Lanes exp_lanes(const Lanes& x) {
-  return each<Lanes>([&](size_t i) {
-    const FloatVector floor = FloatVector{} - 87.0f, v = x.v[i];
-    const FloatVector clamped = v < floor ? floor : v;
-    const FloatVector shifted = clamped * 1.44269504f + 0x1.8p23f;
-    const FloatVector n = shifted - 0x1.8p23f;
-    const FloatVector r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-    FloatVector e = FloatVector{} + 1.0f / 5040.0f;
-    e = e * r + 1.0f / 720.0f;
-    e = e * r + 1.0f / 120.0f;
-    e = e * r + 1.0f / 24.0f;
-    e = e * r + 1.0f / 6.0f;
-    e = e * r + 0.5f;
-    e = e * r + 1.0f;
-    e = e * r + 1.0f;
-    IntVector bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    bits = (bits - (0x4b400000 - 127)) << 23;
-    FloatVector power;
-    std::memcpy(&power, &bits, sizeof(power));
-    return v < floor ? FloatVector{} : e * power;
-  });
+  Lanes e = x;
+  exp_vectors<kVectors>(e.v);
+  return e;
 }
 
 // Lane l of a vector becomes lane l + kBy, around its end.

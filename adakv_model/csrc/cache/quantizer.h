@@ -62,12 +62,14 @@ static inline bool is_narrow(int bits) { return bits != 8 && bits != 16; }
 
 static inline int scale_bytes(int bits) { return is_narrow(bits) ? 1 : 2; }
 
-static inline Runs runs_of(int bits, int dim) {
-  if (is_uniform(bits)) return {1, dim, {bits}};
-  Runs runs{n_bands(dim), dim / n_bands(dim), {}};
-  for (int b = 0; b < runs.count; ++b) runs.width[b] = (bits >> (8 * b)) & 255;
-  return runs;
+// Every band of a row, also of a uniform one.
+static inline Runs bands_of(int bits, int dim) {
+  Runs bands{n_bands(dim), dim / n_bands(dim), {}};
+  for (int b = 0; b < bands.count; ++b) bands.width[b] = is_uniform(bits) ? bits : (bits >> (8 * b)) & 255;
+  return bands;
 }
+
+static inline Runs runs_of(int bits, int dim) { return is_uniform(bits) ? Runs{1, dim, {bits}} : bands_of(bits, dim); }
 
 static inline int row_bytes(int bits, int dim) {
   const Runs runs = runs_of(bits, dim);

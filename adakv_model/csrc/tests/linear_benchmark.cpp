@@ -4,13 +4,12 @@
 // matrix, and the bytes of weights they read. With 30 layers they come from memory, with 1 from a cache. ADAKV_ISA does
 // not matter; sets that this CPU lacks are left out.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
 #include <vector>
 
+#include "benchmark/spinning_pool.h"
 #include "cache/quantizer.h"
 #include "linear/int4.h"
 #include "linear/table.h"
@@ -19,52 +18,6 @@ namespace {
 
 using namespace adakv;
 using Clock = std::chrono::steady_clock;
-
-// Threads that spin between calls, as those of the runtime do.
-class SpinningPool {
- public:
-  explicit SpinningPool(int threads) {
-    for (int i = 1; i < threads; ++i) {
-      helpers_.emplace_back([this, i] {
-        for (int seen = 0;;) {
-          while (call_.load(std::memory_order_acquire) == seen) {
-          }
-          ++seen;
-          if (stop_) return;
-          if (i < count_) (*worker_)(i);
-          busy_.fetch_sub(1, std::memory_order_release);
-        }
-      });
-    }
-  }
-
-  ~SpinningPool() {
-    stop_ = true;
-    call_.fetch_add(1, std::memory_order_release);
-    for (std::thread& helper : helpers_) helper.join();
-  }
-
-  ParallelFor loop() {
-    return {int(helpers_.size()) + 1, [this](int n, const std::function<void(int)>& worker) { start(n, worker); }};
-  }
-
- private:
-  void start(int n, const std::function<void(int)>& worker) {
-    count_ = n;
-    worker_ = &worker;
-    busy_ = int(helpers_.size());
-    call_.fetch_add(1, std::memory_order_release);
-    worker(0);
-    while (busy_.load(std::memory_order_acquire) != 0) {
-    }
-  }
-
-  std::vector<std::thread> helpers_;
-  std::atomic<int> call_{0}, busy_{0};
-  const std::function<void(int)>* worker_ = nullptr;
-  int count_ = 0;
-  bool stop_ = false;
-};
 
 struct Shape {
   const char* name;

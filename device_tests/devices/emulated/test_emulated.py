@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +63,8 @@ def test_files_of_any_name_and_size(device: EmulatedDevice, tmp_path: Path) -> N
         assert (tmp_path / "back").read_bytes() == source.read_bytes()
     listed = adb(device, "ls", "/data/local/tmp").stdout
     assert all(f"é {index}\n" in listed for index in range(6))
-    assert "does not exist" in adb(device, "pull", "/data/nothing", str(tmp_path)).stdout
+    missing = adb(device, "pull", "/data/nothing", str(tmp_path))
+    assert "does not exist" in missing.stdout + missing.stderr  # which one depends on its version
 
 
 def test_forward(device: EmulatedDevice) -> None:
@@ -99,3 +102,16 @@ def test_names_are_replaced_across_pieces(pieces: list[str], old: str) -> None:
     names = Renamer(old.encode(), b"-")
     got = b"".join([*(names.feed(piece.encode()) for piece in pieces), names.feed(b"", last=True)])
     assert got == "".join(pieces).replace(old, "-").encode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_by_hand_until_interrupted(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "device_tests.devices.emulated"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        connecting = process.stdout.readline().split()
+        done = subprocess.run(connecting, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.startswith("connected to 127.0.0.1:")
+        subprocess.run(["adb", "disconnect", connecting[-1]], capture_output=True, timeout=60, check=True)
+        process.send_signal(number)
+        assert process.wait(30) == 0

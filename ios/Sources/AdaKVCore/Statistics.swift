@@ -1,3 +1,5 @@
+import Foundation
+
 /// Of repeated measurements of one thing.
 public struct Statistics: Equatable, Sendable {
   public let minimum: Double
@@ -22,5 +24,19 @@ public struct Statistics: Equatable, Sendable {
     let below = Int(place)
     let above = min(below + 1, sorted.count - 1)
     return sorted[below] + (sorted[above] - sorted[below]) * (place - Double(below))
+  }
+}
+
+extension BenchmarkTimes {
+  /// For people: a line for what was timed, in milliseconds a token.
+  public var summary: String {
+    let perToken = zip(prefillNs, prefillTokens).map { Double($0) / Double($1) / 1e6 }
+    let parts = [("prefill", perToken), ("decode", decodeNs.map { Double($0) / 1e6 })]
+    return parts.compactMap { name, samples in
+      Statistics(samples).map { found in
+        let times = [found.median, found.low, found.high].map { String(format: "%.2f", $0) }
+        return "\(name): \(times[0]) ms a token, 10th to 90th percentile \(times[1]) to \(times[2])"
+      }
+    }.joined(separator: "\n")
   }
 }

@@ -45,6 +45,7 @@ private struct Runner {
     case .bench(let test):
       var times = try model.benchmark(test, tokens: options.tokens, now: now)
       times.startedNs.load = start
+      FileHandle.standardError.write(Data("\(times.summary)\n".utf8))
       try printLine(
         RunReport(
           runner: runner, loadNs: loadNs, memory: memory(loaded), cache: cache(model), test: test, times: times

@@ -49,4 +49,14 @@ final class SamplingTests: XCTestCase {
     }
     XCTAssertNil(Statistics([]))
   }
+
+  func testASummaryForPeople() {
+    var times = BenchmarkTimes()
+    XCTAssertEqual(times.summary, "")
+    times.decodeNs = [9_000_000, 9_500_000, 10_000_000]
+    XCTAssertEqual(times.summary, "decode: 9.50 ms a token, 10th to 90th percentile 9.10 to 9.90")
+    times.prefillNs = [8_000_000]
+    times.prefillTokens = [8]
+    XCTAssertTrue(times.summary.hasPrefix("prefill: 1.00 ms a token"))
+  }
 }

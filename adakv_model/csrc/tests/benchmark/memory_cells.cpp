@@ -73,7 +73,7 @@ void add_memory_cells(std::vector<Cell>& cells, Memory& memory, SpinningPool& po
   read.bytes = kPieces * kPiece;
   read.run = [&memory, &pool] {
     const uint8_t* from = memory.take(kPieces * kPiece);
-    pool.run(kPieces, [&](int i) {
+    pool.loop()(kPieces, [&](int i) {
       volatile uint64_t keep = sum_words(from + i * kPiece);
       (void)keep;
     });
@@ -82,7 +82,7 @@ void add_memory_cells(std::vector<Cell>& cells, Memory& memory, SpinningPool& po
   copy.run = [&memory, &pool] {
     const uint8_t* from = memory.take(kPieces * kPiece);
     uint8_t* to = memory.data() + (memory.take(kPieces * kPiece) - memory.data());
-    pool.run(kPieces, [&](int i) { std::memcpy(to + i * kPiece, from + i * kPiece, size_t(kPiece)); });
+    pool.loop()(kPieces, [&](int i) { std::memcpy(to + i * kPiece, from + i * kPiece, size_t(kPiece)); });
   };
   cells.push_back(clock);
   cells.push_back(read);

@@ -79,7 +79,7 @@ Cell row_cell(const AttendKernels& kernels, Work work, bool from_memory, int bit
   auto kept = std::make_shared<std::vector<uint8_t>>(memory.data(), memory.data() + (from_memory ? 0 : bytes));
   cell.run = [=, &kernels, &memory, &pool] {
     const uint8_t* first = from_memory ? memory.take(units * bytes) : kept->data();
-    pool.run(units, [&](int i) {
+    pool.loop()(units, [&](int i) {
       const uint8_t* at = first + (from_memory ? i * bytes : 0);
       const Rows unit{bits, kRms, dim, at, at + codes, slots};
       run_unit(kernels, work, unit, (*inputs)[size_t(i)]);

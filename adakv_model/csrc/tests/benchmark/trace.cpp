@@ -48,16 +48,13 @@ int main(int argc, char** argv) {
   if (std::strcmp(isa, "int8") == 0) {
     const auto* w = reinterpret_cast<const int8_t*>(codes);
     traced([&] {
-      score ? int8_products_3x16c4(x, dim, w, slots, scales, out)
-            : int8_products_3x16c4(x, slots, w, dim, scales, acc);
+      score ? int8_products_3x16c4(x, dim, w, slots, scales, out) : int8_products_3x16c4(x, slots, w, dim, scales, acc);
     });
     return 0;
   }
   if (std::strcmp(isa, "fp16") == 0) {
     const auto* rows = reinterpret_cast<const uint16_t*>(codes);
-    traced([&] {
-      score ? fp16_scores(values, dim, rows, slots, out) : fp16_sums(weights, slots, rows, dim, acc);
-    });
+    traced([&] { score ? fp16_scores(values, dim, rows, slots, out) : fp16_sums(weights, slots, rows, dim, acc); });
     return 0;
   }
   const AttendKernels* kernels = find_attend_kernels(isa);

@@ -56,7 +56,7 @@ void multiply_layers(Weights& w, int layers, const LinearKernels& kernels, const
 
 void add_weight_cells(std::vector<Cell>& cells, const Options& options, SpinningPool& pool) {
   const auto weights = std::make_shared<Weights>();
-  const ParallelFor parallel = [&pool](int n, const std::function<void(int)>& body) { pool.run(n, body); };
+  const ParallelFor parallel = pool.loop();
   for (const char* name : {"baseline", "avx2", "avxvnni", "avx512vnni", "neon", "dotprod", "i8mm"}) {
     const LinearKernels* kernels = find_linear_kernels(name);
     const auto& chosen = options.isas;
