@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
+from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
-
+from adakv_model.digest import default_cache_dir
 
 # Modules that export the real model, train, emulate or compile: `pytest -m "not slow"` leaves them out.
 SLOW = (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,8 +97,9 @@ def test_unknown_commands_are_answered_with_the_nearest() -> None:
 
 def test_a_fault_is_one_line_and_a_traceback_with_debug(tmp_path: Path) -> None:
     """A manifest whose parts have other types than any export writes."""
-    parts = {"format": 2, "command": ["x"], "model": {"name": 1}, "kv_cache": {"bytes": 3}, "versions": {"a": "1"}}
+    parts: dict[str, Any] = {"format": 2, "command": ["x"], "kv_cache": {"bytes": 3}, "versions": {"a": "1"}}
     (tmp_path / "a").write_text("", encoding="utf-8")
+    parts["model"] = {"name": 1, "vocab_size": 1, "eos_token_ids": []}
     manifest = parts | {"files": {"a": {"bytes": 0, "sha256": ""}}, "program": "a"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     done = run("describe", str(tmp_path))

@@ -39,7 +39,7 @@ def read_text(path: Path, remedy: str = "pass a text file with --text") -> str:
 def read_tokens(path: Path, checkpoint: Checkpoint) -> TokenizedText:
     """A text as ids of the checkpoint's tokenizer. Raises UserError."""
     text = read_text(path)
-    ids = torch.tensor(codec_for(checkpoint).encode(text), dtype=torch.int64)
+    ids = torch.tensor(codec_for(checkpoint).encode_start(text), dtype=torch.int64)
     return TokenizedText(ids, hashlib.sha256(text.encode()).hexdigest(), path.name)
 
 

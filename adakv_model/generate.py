@@ -6,13 +6,13 @@ Streams the answer, then prints speed, the tiers its tokens went to, and what th
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.runtime.inputs import check_sampling, check_threads, read_prompt
 from adakv_model.runtime.manifest import read_manifest
 from adakv_model.terminal import make_console
 
@@ -37,14 +37,17 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text from an exported artifact, on this machine."""
-    read_manifest(artifact)  # complain before torch is loaded
+    check_sampling(temperature, seed)  # complain before torch is loaded
+    if threads is not None:
+        check_threads(threads)
+    read_manifest(artifact)
+    text = read_prompt(prompt)
     import torch
 
     from adakv_model.runtime.artifact import Artifact, set_threads
     from adakv_model.runtime.generate import encode_prompt, generate, summary
 
     opened = Artifact(artifact)
-    text = sys.stdin.read() if prompt == "-" else prompt
     ids = encode_prompt(opened, text, system, chat)
     torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
     if threads is not None:

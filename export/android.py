@@ -19,7 +19,8 @@ from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
 from adakv_model.runtime.manifest import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
-from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.artifact import write_manifest, write_tokenizer
+from export.folder import atomic_folder
 from export.options import DEFAULT_RECIPE, LOGITS, default_embedding
 from export.quiet import quiet
 from export.weights import quantize_weights, stored_bits

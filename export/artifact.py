@@ -1,71 +1,21 @@
-"""Writing an artifact folder: everything goes to a temporary folder beside the target, renamed when complete."""
+"""What is in an artifact folder: tokenizer, template, manifest; and where it goes by default."""
 
 from __future__ import annotations
 
 import datetime
-import errno
 import json
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from adakv_model.checkpoints.tokenizer import open_tokenizer
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.digest import sha256_of
-from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.manifest import FORMAT, MANIFEST, TEMPLATE, TOKENIZER
 
 VERSIONED = ("adakv", "torch", "executorch", "torchao", "coremltools", "transformers", "numpy")
-
-
-@contextmanager
-def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
-    """A temporary folder that becomes `target` (replacing an earlier one of its kind) if the block succeeds.
-
-    mark: the file by which such a folder is known. Raises UserError if the place cannot be written, the disk fills up,
-    or `target` holds something else.
-    """
-    _check_replaceable(target, mark)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as e:
-        raise UserError(f"cannot write to {target.parent}: {e.strerror}; choose another --out") from e
-    try:
-        staging.chmod(0o755)
-        yield staging
-        _swap(staging, target)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of {target.parent} is full: free some space or choose another --out") from e
-        raise UserError(f"cannot write {target}: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_replaceable(target: Path, mark: str) -> None:
-    if target.is_dir():
-        if any(target.iterdir()) and not (target / mark).is_file():
-            kind = "an artifact" if mark == MANIFEST else f"a folder with {mark}"
-            raise UserError(f"{target} is not empty and not {kind}: choose another --out")
-    elif target.exists():
-        raise UserError(f"{target} is a file: choose a folder for --out")
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Rename staging to target; an existing artifact is moved aside first and removed last."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -78,12 +28,24 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     names = {
         "bos_token": tokens.get(config.bos_token_id),
         "eos_token": tokens.get(next(iter(config.eos_token_ids), None)),
-    }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in names.items() if v}, indent=1), encoding="utf-8"
-    )
+    } | (checkpoint.special_tokens or {})
+    text = json.dumps({k: v for k, v in names.items() if v}, indent=1)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     if checkpoint.chat_template:
-        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8")
+        (folder / TEMPLATE).write_text(checkpoint.chat_template, encoding="utf-8", newline="")
+
+
+def checkpoint_notes(checkpoint: Checkpoint) -> list[str]:
+    """What a user should know about how a checkpoint was read and what its artifact cannot do."""
+    notes = list(checkpoint.notes)
+    if checkpoint.tokenizer is None:
+        if not checkpoint.random:
+            notes.append("the checkpoint has no tokenizer: the program takes token ids, no text")
+        return notes
+    highest = max(open_tokenizer(checkpoint.tokenizer).get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= (size := checkpoint.config.vocab_size):
+        notes.append(f"the tokenizer has ids up to {highest}, the weights only {size}: texts with those are refused")
+    return notes
 
 
 def write_manifest(
@@ -107,6 +69,8 @@ def write_manifest(
             "random_weights": checkpoint.random,
             **config.__dict__,
             "eos_token_ids": list(config.eos_token_ids),
+            "special_tokens": checkpoint.special_tokens,
+            "notes": checkpoint_notes(checkpoint),
         },
         "kv_cache": plan.to_manifest(),
         "methods": {

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
-from export.artifact import atomic_folder, describe
+from export.artifact import describe
+from export.folder import atomic_folder
 
 ROOT = Path(__file__).parents[1]
 RUNNER, LOADER = "adakv_runner", "ld-linux-aarch64.so.1"

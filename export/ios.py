@@ -15,12 +15,13 @@ from adakv_model.plan import CachePlan
 from adakv_model.runtime.manifest import CALIBRATION
 from adakv_model.tables import CalibrationTables
 from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
-from export.artifact import atomic_folder, write_manifest, write_tokenizer
+from export.artifact import write_manifest, write_tokenizer
 from export.coreml.cache import CoreMLCache, CoreMLProgram, check_plan
 from export.coreml.inputs import CACHE, NEW, InputLayout
 from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
+from export.folder import atomic_folder
 from export.options import DEFAULT_RECIPE, FEATURES_USED
 from export.quiet import quiet
 
@@ -129,7 +130,7 @@ def _package(
 
     sizes = {core_ml.DECODE: 1, core_ml.PREFILL: planned.plan.chunk}
     name = package_name(checkpoint)
-    with core_ml.scratch(folder.parent) as scratch:
+    with core_ml.scratch(folder) as scratch:
         parts: dict[str, Path] = {}
         for function, tokens in sizes.items():
             with stage(f"trace {function}"):

@@ -144,8 +144,7 @@ class ExportOptions:
         """The artifact folder."""
         if self.out is not None:
             return self.out
-        name = self.checkpoint.stem if self.checkpoint else self.model.replace("/", "--")
-        return Path("artifacts") / f"{name}-{self.target}"
+        return default_out(self.model, self.checkpoint, self.target)
 
     @property
     def core_ml(self) -> bool:
@@ -204,6 +203,16 @@ class ExportOptions:
             get_model(self.model)
         if self.tables is not None and not self.tables.is_file():
             raise UserError(f"no calibration tables at {self.tables}: make them with scripts/calibrate.py")
+
+
+def default_out(model: str, checkpoint: Path | None, target: str) -> Path:
+    """artifacts/NAME-TARGET: the name of the model, hub repository, folder or file, whole, version dots included."""
+    name = model
+    if checkpoint is not None:
+        name = checkpoint.resolve().name if checkpoint.exists() else str(checkpoint)
+        if checkpoint.suffix.lower() == ".gguf":
+            name = name[: -len(checkpoint.suffix)]
+    return Path("artifacts") / f"{name.strip('/').replace('/', '--') or 'checkpoint'}-{target}"
 
 
 def flag(name: str) -> str:

@@ -53,7 +53,9 @@ def android_cache(cache: dict[str, Any]) -> list[tuple[str, str]]:
 
 def notes(manifest: dict[str, Any], options: ExportOptions) -> list[str]:
     """What a user should know about this export."""
-    found = [] if options.core_ml else plan_drawing.notes(manifest["kv_cache"], options.kv_bits)
+    found = list(manifest["model"].get("notes", ()))
+    if not options.core_ml:
+        found += plan_drawing.notes(manifest["kv_cache"], options.kv_bits)
     if not options.random_weights and manifest["calibration"].get("calibrated") is False:
         found.append("no calibration tables for this checkpoint: run adakv calibrate")
     if options.logits == LOGITS[0] and manifest.get("logits") == "all":

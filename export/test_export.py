@@ -21,7 +21,7 @@ from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import prefill
 from device_tests.exporting import ROOT, run_export
 from export.android import AndroidOptions, export_android
-from export.artifact import atomic_folder
+from export.folder import atomic_folder
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console
 from peers import show

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.corpus import cut_windows, read_tokens
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.tables import DEFAULT_CONTROLLER, CalibrationTables, RowTables, reading_gains, shipped_tables

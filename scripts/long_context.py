@@ -83,7 +83,7 @@ def main(
     for one in specs.values():
         one.make(bench.checkpoint, bench.tables)  # complain before the long work
     text = load_text(data_dir)
-    ids = codec_for(bench.checkpoint).encode(text.text)
+    ids = codec_for(bench.checkpoint).encode_start(text.text)
     by_position = text_losses(bench, spec, torch.tensor(ids), text.sha256, tokens) if tokens else []
     found = [
         row

@@ -53,7 +53,7 @@ def tokens_of(artifact: Artifact, text: Path, count: int) -> list[int]:
     """Tokens of the text, repeated; any tokens where the artifact has no tokenizer."""
     if not (artifact.folder / TOKENIZER).is_file():
         return random.Random(0).choices(range(artifact.plan.vocab_size), k=count)
-    ids = artifact.codec.encode(read_text(text))
+    ids = artifact.codec.encode_start(read_text(text))
     return (ids * (count // len(ids) + 1))[:count]
 
 

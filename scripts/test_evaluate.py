@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 from typer.testing import CliRunner
 
 import evaluate
 from adakv_model.checkpoints.load import load_checkpoint
+from adakv_model.corpus import read_tokens
+from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import build_model
 from adakv_model.runtime.text import codec_for
@@ -221,3 +225,33 @@ def test_public_rows_become_the_items_of_the_files() -> None:
     assert data.openbook_qa_item({"id": "q", "question_stem": "Fog:", "choices": choices, "answerKey": "A"}).gold == 0
     piqa = data.piqa_item({"goal": "dresser", "sol1": "x", "sol2": "y", "label": 0})
     assert (piqa.query, piqa.choices) == ("Question: dresser\n", ("x", "y"))
+
+
+@pytest.mark.parametrize("record", [{"nll": [1.0, float("nan")]}, {"bits": float("inf")}, {"by": {"x": float("nan")}}])
+def test_no_result_is_stored_that_is_no_number(tmp_path: Path, record: dict[str, Any]) -> None:
+    """Nor read from a file that an earlier version wrote."""
+    items = ItemStore(tmp_path, "t", {"data": 1})
+    with pytest.raises(UserError, match="item 3 has a result that is no number"):
+        items.add("3", record)
+    with items.path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": "4", **record}) + "\n")
+    again = ItemStore(tmp_path, "t", {"data": 1})
+    assert "3" not in again
+    assert "4" not in again
+
+
+def test_sequences_begin_with_bos_where_the_tokenizer_adds_it(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Windows of text and items; also with a truncation that a training run stored."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "bos"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(24)
+    tokenizer.post_processor = processors.TemplateProcessing(single="w7 $A", special_tokens=[("w7", 7)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    codec = codec_for(load_checkpoint(path=folder))
+    ids = codec.encode_start(data.load_text(tiny_data).text)
+    assert (len(ids), ids[0]) == (641, 7)
+    assert read_tokens(folder / "text.txt", load_checkpoint(path=folder)).ids[0] == 7
+    (item,) = encode_items([data.Item("1", "w1 w2", ("w3", "w4 w5"), 0)], codec, 64)
+    assert (item.query, item.choices) == ((7, 1, 2), ((3,), (4, 5)))

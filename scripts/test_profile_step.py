@@ -40,7 +40,8 @@ EVENTS = [
     Event("OPERATOR_CALL", [4.0, 4.0]),
     Event("Fully Connected (NC, F32) GEMM #1", [0.5, 0.5]),
     Event("DELEGATE_CALL", [7.0, 7.0]),
-    Event("Multiply (ND) #1", [0.5, 0.5]),
+    Event("Fully Connected (NC, F32) GEMM #1", [0.5, 0.5]),
+    Event("Reciprocal Square Root (NC) #1", [0.5, 0.5]),
     Event("DELEGATE_CALL", [0.25, 0.25]),
     Event("Method::execute", [20.0, 24.0]),
 ]

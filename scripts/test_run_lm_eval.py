@@ -119,6 +119,47 @@ def test_generation_is_greedy_and_stops(model: AdaKV, tiny_folder: Path) -> None
     assert text.split() == words[: words.index(words[3])]
 
 
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_every_spelling_of_the_limit_counts(model: AdaKV, name: str) -> None:
+    answers = model.generate_until([Request(("w3 w1 w4", {name: limit})) for limit in (2, 6)], disable_tqdm=True)
+    assert answers[1].startswith(answers[0])
+    assert [len(model.tok_encode(answer)) for answer in answers] == [2, 6]
+    (total,) = model.generate_until([Request(("w3 w1 w4", {name: 6, "max_length": 5}))], disable_tqdm=True)
+    assert total == answers[0]
+    with pytest.raises(UserError, match="max_gen_toks=32 must lie between 1 and 31"):
+        model.generate_until([Request(("w1 w2", {name: 32}))], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "max_gen_toks=256 must lie between 1 and 31"),  # lm-eval's default
+        ({"max_gen_toks": 0}, "max_gen_toks=0"),
+        ({"max_gen_toks": -1}, "max_gen_toks=-1"),
+        ({"max_gen_toks": "many"}, "cannot be read"),
+        ({"max_gen_toks": float("inf")}, "cannot be read"),
+        ({"max_gen_toks": 4, "temperature": 0.7}, "greedily"),
+        ({"max_gen_toks": 4, "temperature": float("nan"), "do_sample": True}, "greedily"),
+        ({"max_gen_toks": 4, "num_beams": 4}, "num_beams"),
+        ({"max_gen_toks": 4, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"max_gen_toks": 4, "until": [3]}, "until"),
+        ({"max_gen_toks": 4, "max_length": 2}, "max_length=2 leaves no room"),
+    ],
+)
+def test_options_it_cannot_follow_are_refused(model: AdaKV, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        model.generate_until([Request(("w1 w2", options))], disable_tqdm=True)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7, "do_sample": False}, {"do_sample": True, "temperature": 0.0}])
+def test_spellings_of_greedy(model: AdaKV, options: dict[str, Any]) -> None:
+    greedy, other = model.generate_until(
+        [Request(("w3 w1", {"max_gen_toks": 4})), Request(("w3 w1", {"max_gen_toks": 4, "top_p": 0.9, **options}))],
+        disable_tqdm=True,
+    )
+    assert greedy == other
+
+
 def test_what_it_cannot_do_is_an_error(model: AdaKV, tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="greedily"):
         model.generate_until([Request(("w1", {"do_sample": True}))], disable_tqdm=True)

@@ -19,7 +19,8 @@ from adakv_model.controller import Controller, ImportanceScorer
 from adakv_model.features import FEATURE_SETS, FEATURES
 from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import build_model
-from adakv_model.plan import BLOCK, CachePlan, round_up
+from adakv_model.packing import BLOCK
+from adakv_model.plan import CachePlan, round_up
 from adakv_model.quantizer import GAUSSIAN_MSE
 from adakv_model.tables import CalibrationTables, neutral_tables
 from test_calibrate import run

@@ -30,9 +30,9 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model

@@ -10,12 +10,12 @@ from adakv_model.checkpoints.gguf import Metadata, gguf_special_tokens, gguf_tok
 from adakv_model.checkpoints.hf import read_hf_folder
 from adakv_model.checkpoints.sources import (
     cached_bundled_file,
-    default_cache_dir,
     fetch_bundled_file,
     fetch_hub_folder,
 )
 from adakv_model.checkpoints.weights import Checkpoint, draw_weights, weight_shapes
 from adakv_model.config import DEFAULT_MODEL, MODELS, BundledSource, ModelSpec, get_model
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 
 __all__ = ["Checkpoint", "load_checkpoint", "weight_shapes"]

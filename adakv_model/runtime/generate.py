@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact, HostModel
+from adakv_model.runtime.inputs import argument_text, check_prompt, check_sampling
 from adakv_model.terminal import make_console
 
 console = make_console()
@@ -52,10 +55,15 @@ class Statistics:
 
 
 def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """The next token from logits [V]: the largest at temperature 0, else a sample."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits / temperature, dim=-1)
+    """The next token from logits [V]: the largest at temperature 0, else a sample. Raises UserError for NaN."""
+    likeliest = int(logits.argmax())
+    best = float(logits[likeliest])
+    if not math.isfinite(best):
+        raise UserError(f"the program computed {best} for token {likeliest}: its weights or this build are damaged")
+    if temperature < sys.float_info.min:  # 0, or a number that the runtime's libraries let the CPU take for 0
+        return likeliest
+    # In float64 and from the largest, so that no temperature overflows: a tiny one is greedy.
+    probabilities = torch.softmax((logits.double() - best) / temperature, dim=-1)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
@@ -70,18 +78,21 @@ def prefill(model: HostModel, prompt: list[int], advance: Callable[[int], None] 
 
 
 def decode(
-    model: HostModel, logits: Tensor, limit: int, eos: tuple[int, ...], temperature: float, seed: int
-) -> Iterator[int]:
-    """Yield up to `limit` new tokens; stops before an end token or when the context is full."""
+    model: HostModel, logits: Tensor, limit: int, eos: Sequence[int], temperature: float, seed: int
+) -> Generator[int, None, str]:
+    """Yield up to `limit` new tokens; returns why they end: eos, length, or context when it is full."""
     generator = torch.Generator().manual_seed(seed)
     for made in range(limit):
         token = pick(logits, temperature, generator)
         if token in eos:
-            return
+            return "eos"
         yield token
-        if made + 1 == limit or model.position >= model.plan.context:
-            return
+        if made + 1 == limit:
+            break
+        if model.position >= model.plan.context:
+            return "context"
         logits = model.step([token])[-1]
+    return "length"
 
 
 def generate(
@@ -95,21 +106,26 @@ def generate(
 ) -> tuple[list[int], Statistics]:
     """New token ids and statistics. Raises UserError if the prompt does not fit the context."""
     plan = artifact.plan
-    check_prompt(prompt, plan.context)
+    check_sampling(temperature, seed)
+    check_prompt(prompt, plan.context, artifact.vocabulary)
     model = artifact.load()
     started = time.perf_counter()
     with Progress(console=console, transient=True, disable=len(prompt) < LONG_PROMPT) as progress:
         task = progress.add_task("prefill", total=len(prompt))
         logits = prefill(model, prompt, lambda n: progress.advance(task, n))
     prefilled = time.perf_counter()
-    eos = tuple(artifact.manifest["model"]["eos_token_ids"])
-    new = []
-    for token in decode(model, logits, max_new_tokens, eos, temperature, seed):
+    new: list[int] = []
+    reason = ""
+
+    def collect() -> Generator[int, None, None]:
+        nonlocal reason
+        reason = yield from decode(model, logits, max_new_tokens, artifact.eos_ids, temperature, seed)
+
+    for token in collect():
         new.append(token)
         emit(token)
     finished = time.perf_counter()
     counts = model.tier_counts()
-    reason = "length" if len(new) == max_new_tokens else "context" if model.position >= plan.context else "eos"
     return new, Statistics(
         prompt_tokens=len(prompt),
         new_tokens=len(new),
@@ -123,24 +139,16 @@ def generate(
     )
 
 
-def check_prompt(prompt: list[int], context: int) -> None:
-    """Raise UserError for a prompt that is empty or longer than the artifact's context."""
-    if not prompt:
-        raise UserError("the prompt is empty: pass some text with --prompt")
-    if len(prompt) > context:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens and the artifact holds {context}: shorten it, or export"
-            " with a larger --context"
-        )
-
-
 def encode_prompt(artifact: Artifact, prompt: str, system: str | None, chat: bool | None) -> list[int]:
-    """Token ids, through the chat template unless there is none or `chat` is False."""
+    """Token ids, through the chat template unless there is none or `chat` is False; then with the tokenizer's BOS.
+
+    system: the system message; None leaves it to the template, which may have one of its own.
+    """
     codec = artifact.codec
     use_chat = artifact.has_chat_template if chat is None else chat
     if not use_chat:
-        return codec.encode(prompt)
-    messages = [{"role": "system", "content": system}] if system else []
+        return codec.encode(prompt, add_special_tokens=True)
+    messages = [] if system is None else [{"role": "system", "content": argument_text("--system", system)}]
     return codec.encode(codec.render_chat([*messages, {"role": "user", "content": prompt}]))
 
 

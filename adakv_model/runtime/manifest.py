@@ -21,20 +21,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no artifact at {folder}: make one with `adakv export --target android --out {folder}`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): export again") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(folder, str(error)) from error
     if not isinstance(manifest, dict):
-        raise UserError(f"{path} is damaged (it holds no JSON object): export again")
+        raise damaged(folder, "it holds no JSON object")
     if (found := manifest.get("format")) != FORMAT:
         raise UserError(f"{folder} has format {found}, and this version reads {FORMAT}: export again")
     lost = [name for name in SECTIONS if not manifest.get(name)]
     if lost:
-        raise UserError(f"{path} is damaged (it lacks {', '.join(lost)}): export again")
+        raise damaged(folder, f"it lacks {', '.join(lost)}")
+    manifest.setdefault("program", PROGRAM)
+    _check_sections(folder, manifest)
     missing = [name for name in manifest["files"] if not (folder / name).is_file()]
-    program = manifest.get("program", PROGRAM)
-    if missing or not (folder / program).exists():
-        raise UserError(f"{folder} lacks {', '.join(missing) or program}: export again")
+    if missing or not (folder / manifest["program"]).exists():
+        raise UserError(f"{folder} lacks {', '.join(missing) or manifest['program']}: export again")
     return manifest
+
+
+def damaged(folder: Path, reason: str) -> UserError:
+    """The error about a manifest that no export wrote like that."""
+    return UserError(f"{folder / MANIFEST} is damaged ({reason}): export again")
+
+
+def _check_sections(folder: Path, manifest: dict[str, Any]) -> None:
+    """What every reader relies on; the plan is checked where it is rebuilt."""
+    model, files, program = manifest["model"], manifest["files"], manifest["program"]
+    wrong = [name for name in ("model", "kv_cache", "versions", "files") if not isinstance(manifest[name], dict)]
+    if wrong:
+        raise damaged(folder, f"{wrong[0]} is no object")
+    ids = model.get("eos_token_ids")
+    if not isinstance(model.get("vocab_size"), int) or not isinstance(ids, list):
+        raise damaged(folder, "its model has no vocab_size or eos_token_ids")
+    for name, described in files.items():
+        known = isinstance(described, dict) and {"bytes", "sha256"} <= described.keys()
+        if not known or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise damaged(folder, f"files: {name}")
+    if not isinstance(program, str) or Path(program).name != program:
+        raise damaged(folder, f"program: {program!r}")

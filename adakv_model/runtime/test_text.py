@@ -8,7 +8,7 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
@@ -181,6 +181,8 @@ def _with_template(codec: TextCodec, template: str | None) -> TextCodec:
         ("{{ raise_exception('roles must alternate') }}", [], "roles must alternate"),
         ("{% for %}", [], "chat template"),
         ("{{ messages.__class__.__mro__ }}", [], "chat template"),
+        ("{{ messages[0].content + 1 }}", [{"role": "user", "content": "x"}], "chat template refused"),
+        ("{{ 1 // 0 }}", [], "chat template refused"),
     ],
 )
 def test_chat_problems_are_user_errors(
@@ -195,6 +197,28 @@ def test_templates_get_what_transformers_gives_them(byte_codec: TextCodec) -> No
     bos, eos = byte_codec.decode([0]), byte_codec.decode([1])
     rendered = _with_template(byte_codec, template).render_chat([{"role": "r", "content": "<é>"}])
     assert rendered == f'{bos}{eos}[{{"role": "r", "content": "<é>"}}]%'
+
+
+@pytest.mark.parametrize(("single", "start"), [("B $A", [0]), ("B $A E", [0]), ("$A E", []), ("B B $A", [0, 0])])
+def test_a_sequence_starts_as_the_tokenizer_says(single: str, start: list[int]) -> None:
+    """encode_start: once, although the text may begin with it already, and without what comes after a text."""
+    tokenizer = Tokenizer(models.WordLevel({"B": 0, "E": 1, "Hello": 2, "world": 3}, unk_token="E"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["B", "E"])
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("B", 0), ("E", 1)])
+    codec = TextCodec(tokenizer.to_str().encode())
+    assert codec.encode_start("Hello world") == [*start, 2, 3]
+    assert codec.encode_start("") == start
+    assert codec.encode("Hello world") == [2, 3]
+    if start:
+        assert codec.encode_start(single.split(" $A")[0] + " Hello") == [*start, 2]
+
+
+def test_stored_truncation_and_padding_are_switched_off(byte_codec: TextCodec) -> None:
+    tokenizer = Tokenizer.from_str(byte_codec._tokenizer.to_str())
+    tokenizer.enable_truncation(24)
+    tokenizer.enable_padding(length=128, pad_id=2)
+    assert TextCodec(tokenizer.to_str().encode()).encode("x" * 59) == byte_codec.encode("x" * 59)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"model": {"type": "none"}}'])

@@ -1,5 +1,6 @@
 """Text to token ids and back: encoding, streaming decoding, chat templates."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -44,6 +45,7 @@ class TextCodec:
         if special_tokens is None:
             special_tokens = {"bos_token": self._token(bos_id), "eos_token": self._token(next(iter(eos_ids), None))}
         self._special_tokens = dict(special_tokens)
+        self._beginning = self._before_a_text()
 
     @property
     def vocab_size(self) -> int:
@@ -60,6 +62,15 @@ class TextCodec:
         if any("\ud800" <= char <= "\udfff" for char in text):
             raise UserError("the text is not valid Unicode: pass it as UTF-8")
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_start(self, text: str) -> list[int]:
+        """Token ids of a text that a sequence begins with and that goes on: with the tokenizer's BOS, without its EOS.
+
+        A text that already begins with the BOS, as a rendered chat may, gets no second one.
+        """
+        before = self._beginning
+        ids = self.encode(text)
+        return ids if ids[: len(before)] == before else [*before, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
@@ -95,6 +106,16 @@ class TextCodec:
             )
         except Exception as error:  # a template is a program: it may also divide by zero or add text to a number
             raise UserError(f"the chat template refused these messages ({error}): correct them") from error
+
+    def _before_a_text(self) -> list[int]:
+        """What the post-processor puts before a text. A text that has a token tells it from what comes after."""
+        if self._tokenizer.post_processor is None:
+            return []
+        for probe in ("a", *itertools.islice(self._tokenizer.get_vocab(), 100)):
+            encoded = self._tokenizer.encode(probe, add_special_tokens=True)
+            if 0 in encoded.special_tokens_mask:
+                return list(encoded.ids[: encoded.special_tokens_mask.index(0)])
+        return []
 
     def _token(self, index: int | None) -> str:
         return "" if index is None else self._tokenizer.id_to_token(index) or ""

@@ -23,7 +23,7 @@ def tokens_of(artifact: Artifact, path: Path) -> list[int]:
     if not artifact.has_tokenizer:
         draw = random.Random(0)
         return [draw.randrange(artifact.plan.vocab_size) for _ in range(max(needed, RANDOM_TOKENS))]
-    ids = artifact.codec.encode(read_text(path))
+    ids = artifact.codec.encode_start(read_text(path))
     if not ids:
         raise UserError(f"{path} is empty: pass some text with --text")
     return ids if len(ids) >= needed else (ids * (needed // len(ids) + 1))[:needed]

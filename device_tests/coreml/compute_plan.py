@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.terminal import make_console, print_error
 from device_tests.devices import apple, find_one, ios
 from export.coreml.convert import DECODE, PREFILL, import_coremltools
 
@@ -34,7 +34,7 @@ COMPILE_TIMEOUT = 600.0  # seconds
 NOWHERE = "-"  # constants, reads of states: they are not executed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = make_console(stderr=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def main(
             operations = plan.model_structure.program.functions[function].block.operations
             console.print(table(shares(operations, plan), step_ms))
     except UserError as error:
-        Console(stderr=True, highlight=False).print(f"[red]error:[/red] {error}", soft_wrap=True)
+        print_error(make_console(), error)
         raise typer.Exit(2) from None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.inputs import check_tokens
 from device_tests.coreml.evaluator import Package, Precision
 from device_tests.coreml.host import HostCache
 from export.coreml.control import Status
@@ -28,7 +29,8 @@ class CoreMLModel:
         """Raises UserError unless the artifact is a Core ML package."""
         if not artifact.program.is_dir():
             raise UserError(f"{artifact.program} is not a Core ML package: export with --target ios")
-        self.plan = artifact.plan
+        artifact.check(artifact.program.name)
+        self.plan, self.vocabulary = artifact.plan, artifact.vocabulary
         form = artifact.manifest.get("core_ml_states", {}).get("cache_io", FP16.name)
         self.layout = StateLayout(self.plan, STORAGES[form])
         self.package, self.precision = Package(artifact.program), precision
@@ -55,7 +57,8 @@ class CoreMLModel:
         return outputs["logits"][0].astype(np.float32), outputs["plan"], status
 
     def step(self, tokens: list[int]) -> np.ndarray:
-        """Append 1 token or a whole chunk; logits float32 [T, V]. Raises UserError past the context."""
+        """Append 1 token or a whole chunk; logits float32 [T, V]. Raises UserError past the context or vocabulary."""
+        check_tokens(tokens, self.vocabulary)
         logits, plan, status = self.call(tokens, self.position)
         if status == Status.CONTEXT_FULL:
             raise UserError(

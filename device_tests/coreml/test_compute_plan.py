@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from adakv_model.errors import UserError
+from adakv_model.terminal import make_console
 from device_tests.coreml.compute_plan import Share, app, compile_package, shares, table
 
 
@@ -61,7 +61,7 @@ def test_shares_by_operation_and_device() -> None:
 
 
 def test_a_measured_step_gives_milliseconds() -> None:
-    console = Console(width=80)
+    console = make_console(stderr=False, width=80)
     with console.capture() as captured:
         console.print(table(shares(OPERATIONS, Plan()), 8.0))
     row = next(line for line in captured.get().splitlines() if "linear" in line)

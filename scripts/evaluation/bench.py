@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console, text_column
 from evaluation.policies import Tables, load_tables

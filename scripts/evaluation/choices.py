@@ -39,10 +39,11 @@ class EncodedItem:
 def encode_pair(codec: TextCodec, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Ids of a context and of what follows it, cut from the ids of both together, as lm-eval does.
 
-    Spaces at the context's end move to the continuation, because tokens start with their space.
+    The context begins with BOS where the tokenizer puts one. Spaces at its end move to the continuation, because
+    tokens start with their space.
     """
     kept = context.rstrip(" ")
-    whole, start = codec.encode(context + continuation), codec.encode(kept)
+    whole, start = codec.encode_start(context + continuation), codec.encode_start(kept)
     return start, whole[len(start) :]
 
 

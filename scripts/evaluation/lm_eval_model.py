@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -22,6 +24,9 @@ from evaluation.policies import PolicySpec, load_tables
 from evaluation.scorers import ArtifactScorer, Generator, open_artifact
 
 MAX_NEW_TOKENS = 256  # lm-eval's own default for max_gen_toks
+
+# The last four change nothing in a greedy answer.
+_KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "max_length", "top_p", "top_k", "min_p", "seed"}
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
@@ -81,7 +86,8 @@ class AdaKV(TemplateLM):
         return self._name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self._codec.encode(string)
+        """As lm-eval's own Hugging Face model: BOS where the tokenizer puts it, unless it is there or unwanted."""
+        return self._codec.encode(string) if add_special_tokens is False else self._codec.encode_start(string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self._codec.render_chat(chat_history, add_generation_prompt=add_generation_prompt)
@@ -107,7 +113,7 @@ class AdaKV(TemplateLM):
                 if continuations:
                     (scored,) = self._scorer.score_continuations(torch.tensor([shared]), [continuations])
                     for index, one in zip(scored_members, scored, strict=True):
-                        results[index] = float(one.log_probs.double().sum()), bool(one.greedy.all())
+                        results[index] = _finite(float(one.log_probs.double().sum())), bool(one.greedy.all())
                 for index in members:
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], results[index])
                 bar.update(len(members))
@@ -118,17 +124,18 @@ class AdaKV(TemplateLM):
         totals = []
         for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
             (text,) = request.args
-            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length - 1, 1)
+            ids = self._codec.encode(text)  # the prefix token is its BOS
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, 1)
             total = 0.0
             for context, continuation in map(make_disjoint_window, windows):
                 ((one,),) = self._scorer.score_continuations(torch.tensor([context]), [[continuation]])
-                total += float(one.log_probs.double().sum())
+                total += _finite(float(one.log_probs.double().sum()))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
             totals.append(total)
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """Greedy, token by token. Raises UserError for sampling."""
+        """Greedy, token by token. Raises UserError for sampling, and for a limit that leaves no room for a prompt."""
         answers = []
         for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
             context, options = request.args
@@ -137,13 +144,13 @@ class AdaKV(TemplateLM):
             answers.append(answer)
         return answers
 
-    def _generate(self, context: str, options: dict[str, Any]) -> str:
-        if options.get("do_sample") and options.get("temperature", 1.0) > 0:
-            raise UserError("adakv generates greedily: pass --gen_kwargs do_sample=False")
-        until = options.get("until") or []
-        stops = [s for s in ([until] if isinstance(until, str) else until) if s]
-        limit = min(int(options.get("max_gen_toks", MAX_NEW_TOKENS)), self.max_length - 1)
+    def _generate(self, context: str, options: Mapping[str, Any]) -> str:
+        stops, limit = generation_limits(options, self.max_length)
         prompt = self.tok_encode(context)[-(self.max_length - limit) :] or [self.prefix_token_id]
+        if (total := options.get("max_length")) is not None:  # of transformers: prompt and answer
+            limit = min(limit, int(total) - len(prompt))
+            if limit < 1:
+                raise UserError(f"max_length={total} leaves no room after {len(prompt)} tokens: pass max_gen_toks")
 
         def stop(new: list[int]) -> bool:
             return new[-1] in self._codec.eos_ids or any(s in self._codec.decode(new) for s in stops)
@@ -153,3 +160,34 @@ class AdaKV(TemplateLM):
         for ending in stops:
             text = text.split(ending)[0]
         return text
+
+
+def generation_limits(options: Mapping[str, Any], max_length: int) -> tuple[list[str], int]:
+    """Texts that end an answer, and its most tokens, in all of lm-eval's spellings and by its own rules.
+
+    Raises UserError for sampling, for options that would change a greedy answer, and for limits that leave no room.
+    """
+    try:
+        normal = dict(normalize_gen_kwargs(dict(options), MAX_NEW_TOKENS))
+        temperature = float(normal.get("temperature") or 0.0)
+        limit = int(normal["max_gen_toks"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"--gen_kwargs {dict(options)} cannot be read ({error})") from error
+    if normal.get("do_sample") and ("temperature" not in options or temperature != 0):
+        raise UserError("adakv generates greedily: pass --gen_kwargs do_sample=False")
+    if unknown := sorted(set(normal) - _KNOWN):
+        raise UserError(f"adakv does not know --gen_kwargs {', '.join(unknown)}: drop it")
+    if not 1 <= limit < max_length:
+        raise UserError(
+            f"max_gen_toks={limit} must lie between 1 and {max_length - 1}, less than max_length={max_length}"
+        )
+    until = normal.get("until") or []
+    if not all(isinstance(text, str) for text in until if text is not None):
+        raise UserError(f"until={until!r} must be texts")
+    return [text for text in until if text], limit
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"a log-likelihood is {value}: the weights or the program are damaged")
+    return value

@@ -41,7 +41,7 @@ class Evaluator:
         self._data: dict[str, Any] = {"task": task.name}
         if task.name == TEXT_TASK:
             text = load_text(task.data_dir)
-            ids = torch.tensor(codec.encode(text.text), dtype=torch.int64)
+            ids = torch.tensor(codec.encode_start(text.text), dtype=torch.int64)
             self.windows = perplexity.cut(ids, task.context, task.tokens, task.limit)
             self._data |= {"text": text.sha256, "context": task.context}
         else:

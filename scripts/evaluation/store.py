@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ class ItemStore:
             raise UserError(f"cannot use {folder} ({error.strerror}): pass another --work-dir") from error
         for line in data.split(b"\n"):
             record = _parsed(line)
-            if record is not None and "key" in record:
+            if record is not None and "key" in record and _finite(record):
                 self._records[record["key"]] = record
         self._torn = bool(data) and not data.endswith(b"\n")
         if not data:
@@ -47,8 +48,10 @@ class ItemStore:
         return self._records[key]
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Store one item's record, at once."""
+        """Store one item's record, at once. Raises UserError for NaN or infinity in it."""
         stored = {"key": key, **record}
+        if not _finite(stored):
+            raise UserError(f"item {key} has a result that is no number: the weights or the program are damaged")
         self._write(json.dumps(stored))
         self._records[key] = json.loads(json.dumps(stored))
 
@@ -72,6 +75,14 @@ class ItemStore:
         self._torn = written < len(data.encode())
         if self._torn:
             raise UserError(f"the disk of {self.path} is full: free some space or pass another --work-dir")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return all(map(_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

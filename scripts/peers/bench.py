@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from adakv_model.checkpoints.load import load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
+from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
+from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.terminal import text_column
 from peers.children import run_child

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adakv_model.checkpoints.load import load_checkpoint
-from adakv_model.checkpoints.sources import default_cache_dir, fetch_bundled_file
+from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.config import DEFAULT_MODEL, LlamaConfig, get_model
-from adakv_model.digest import sha256_of
+from adakv_model.digest import default_cache_dir, sha256_of
 from adakv_model.errors import UserError
 from adakv_model.runtime.native import operator_library
 from peers import stock

@@ -12,6 +12,6 @@ from adakv_model.runtime.text import codec_for
 
 def tokens_of(path: Path, checkpoint: Checkpoint, count: int) -> tuple[list[int], str]:
     """`count` token ids of the text, which is repeated if it is shorter, and a hash of them."""
-    ids = list(codec_for(checkpoint).encode(read_text(path)))
+    ids = list(codec_for(checkpoint).encode_start(read_text(path)))
     tokens = (ids * (count // len(ids) + 1))[:count]
     return tokens, hashlib.sha256(repr(ids).encode()).hexdigest()[:16]

@@ -23,6 +23,7 @@ OPERATORS = {
     "adakv::assign": CONTROLLER,
     "adakv::observe": CONTROLLER,
 }
+NORM = "Reciprocal Square Root"  # in a delegate: the last norm, whose mean is a fully connected layer there
 CALL, DELEGATE, EXECUTE = "OPERATOR_CALL", "DELEGATE_CALL", "Method::execute"
 
 
@@ -57,7 +58,8 @@ def operators(events: Iterable[Event]) -> tuple[list[Operator], float]:
         if event.name == EXECUTE:
             total = event.ms
         elif event.name == DELEGATE:
-            group = CONTROLLER if inside_controller else WEIGHTS if "Fully Connected" in inner else OTHER
+            layers = "Fully Connected" in inner and NORM not in inner
+            group = CONTROLLER if inside_controller else WEIGHTS if layers else OTHER
             calls.setdefault(("XNNPACK", group), []).append(event.ms)
             inner = ""
         elif event.name == CALL:  # comes after the operator's own event, and includes it

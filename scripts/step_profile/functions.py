@@ -15,14 +15,19 @@ FREQUENCY = 4999  # samples a second; the kernel may give fewer
 LIBRARY = "libadakv_ops"
 #: What functions of the library do; the first pattern that is found in a name counts.
 PARTS = (
-    ("K scores", r"\bscore(_16|_block)?\b"),
+    ("K scores", r"\bscore(_\w+)?\b"),
     ("V sums", r"\b(accumulate(_16)?|sum_group|quantize_weights)\b"),
+    ("scales and unpacking of rows", r"read_scales|narrow_scales|unpack_tiles"),
     ("softmax", r"\b(softmax_part|largest)\b|exp"),
-    ("transforms, RoPE, query codes", r"\b(transform|transform_block|quantize_query|hadamard|rotate)\b"),
-    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form"),
+    (
+        "transforms, RoPE, query codes",
+        r"\b(transform|transform_block|quantize_query|prepare_queries|hadamard|rotate)\b",
+    ),
+    ("appending and demoting rows", r"append|demote|quantize_row|store_codes|load_codes|stored_form|for_codes"),
     ("joining parts, statistics", r"\bjoin\b|finish|record_attention|attend"),
     ("4-bit layers", r"int4|swiglu|norm|Activations|\bquantize\b"),
     ("output layer", r"table"),
+    ("waiting between the loops of attention", r"ParallelFor::run"),
 )
 WAITING = "runtime and waiting for threads"
 SAMPLE = re.compile(r"^\s*\d+\s+[0-9a-f]+\s+(.*) \((\S+)\)$")

@@ -7,7 +7,6 @@ shows what the package computes; how fast is no measure of a phone.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.runtime.generate import check_prompt, encode_prompt
-from adakv_model.terminal import make_console, print_error, text_column
+from adakv_model.runtime.generate import encode_prompt
+from adakv_model.runtime.inputs import check_prompt, check_threads, read_prompt
+from adakv_model.terminal import make_console, print_error, text_column, use_utf8
 from device_tests.coreml.evaluator.program import Precision
 from device_tests.coreml.run import CoreMLModel
 
@@ -64,7 +64,7 @@ def generate(
     Raises UserError if the prompt is empty or does not fit the context.
     """
     context = model.plan.context
-    check_prompt(prompt, context)
+    check_prompt(prompt, context, model.vocabulary)
     model.reset()
     logits = model.prefill(prompt, progress=prefilled)[-1]
     prefill_done = time.perf_counter()
@@ -110,9 +110,7 @@ def answer(artifact: Artifact, prompt: list[int], limit: int, precision: Precisi
             speed = f"{since / made:.2f} s/token" if made and since else ""
             progress.update(writing, advance=1, speed=speed, description=f"decode …{text[-40:]!r}")
 
-        new, reason, prefill_done = generate(
-            model, prompt, limit, artifact.manifest["model"]["eos_token_ids"], prefilled=prefilled, emit=emit
-        )
+        new, reason, prefill_done = generate(model, prompt, limit, artifact.eos_ids, prefilled=prefilled, emit=emit)
         finished = time.perf_counter()
     counts = zip(model.plan.tier_bits, model.tier_counts(), strict=True)
     return new, Statistics(
@@ -155,8 +153,11 @@ def main(
 ) -> None:
     """Answer a prompt with a Core ML package, evaluated on this machine instead of Apple's hardware."""
     try:
+        if threads is not None:
+            check_threads(threads)
+        use_utf8()
         opened = Artifact(artifact)
-        ids = encode_prompt(opened, sys.stdin.read() if prompt == "-" else prompt, system, chat)
+        ids = encode_prompt(opened, read_prompt(prompt), system, chat)
         if threads is not None:
             torch.set_num_threads(threads)
         new, statistics = answer(opened, ids, max_new_tokens, precision)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from adakv_model.runtime.manifest import FORMAT
 from device_tests.coreml.evaluator.generate import generate
 from device_tests.coreml.evaluator.testing import save_functions
 from device_tests.coreml.run import CoreMLModel
+from export.artifact import describe
 from export.coreml.convert import DECODE, PREFILL
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -75,8 +78,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         unit_bits=np.array([2, 4]).reshape(1, 1, 1, 2).repeat(2, axis=2),
         scale_modes=np.zeros((1, 1, 2), np.int64),
     )
-    model = {"bos_token_id": None, "eos_token_ids": [9]}
+    model = {"bos_token_id": None, "eos_token_ids": [9], "vocab_size": len(WORDS)}
+    files = {str(p.relative_to(folder)): describe(p) for p in folder.rglob("*") if p.is_file()}
     manifest = {"format": FORMAT, "program": "counting.mlpackage", "model": model, "kv_cache": plan.to_manifest()}
+    manifest |= {"files": files, "command": ["test"], "versions": {"python": "3"}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return Artifact(folder)
 
@@ -104,6 +109,21 @@ def test_errors_are_one_line(artifact: Artifact) -> None:
     assert done.stderr.strip().splitlines() == [
         "error: the prompt has 13 tokens and the artifact holds 12: shorten it, or export with a larger --context"
     ]
+
+
+def test_damage_and_foreign_input_are_one_line(artifact: Artifact, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact.folder, copy)
+    damaged = Artifact(copy)
+    done = run(damaged, "--prompt", "zero", "--threads", "100000")
+    assert done.stderr.startswith("error: --threads 100000 must lie between 1 and ")
+    model = next((copy / "counting.mlpackage").rglob("*.mlmodel"))
+    model.write_bytes(bytes(model.stat().st_size))
+    done = run(damaged, "--prompt", "zero")
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {model} is damaged or was replaced (its SHA-256 differs): export again"
+    with pytest.raises(UserError, match="token id 10 is outside the model's vocabulary of 10"):
+        CoreMLModel(artifact).step([10])
 
 
 def test_stops_at_the_limit_and_where_the_context_is_full(artifact: Artifact) -> None:

@@ -1,0 +1,201 @@
+"""Replacing an artifact folder as a whole: everything goes to a hidden folder beside it, renamed when complete.
+
+Whatever ends the block (an error, Ctrl-C, SIGTERM, SIGHUP), nothing temporary stays. What a killed process left is
+recognised by the lock that it no longer holds and removed by the next export to the same place.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from adakv_model.errors import UserError
+from adakv_model.runtime.manifest import MANIFEST
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_NEW, _OLD = "adakv-new-", "adakv-old-"
+
+
+@contextmanager
+def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
+    """A temporary folder that becomes `target` (replacing an earlier one of its kind) if the block succeeds.
+
+    mark: the file by which such a folder is known.
+
+    A link is followed. A folder that cannot be renamed, a mount point or the current folder, has its contents replaced.
+    Files get the permissions of the user's umask. Raises UserError if the place cannot be written, the disk fills up,
+    or `target` holds something else.
+    """
+    try:
+        target = target.resolve()
+        within = target.is_dir() and _is_fixed(target)
+    except (OSError, RuntimeError) as e:  # a removed current folder; a circle of links
+        raise UserError(f"cannot use {target} ({e}): choose another --out") from e
+    place = target if within else target.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            _remove_stale(place, target)
+            _check_replaceable(target, mark)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_NEW}", dir=place))
+            alive = _hold(staging)
+    except OSError as e:
+        raise UserError(f"cannot write to {place}: {e.strerror}; choose another --out") from e
+    try:
+        with _ended_by_signals():
+            yield staging
+            _use_umask(staging)
+            with _undisturbed(), _locked(place):
+                _swap_contents(staging, target, mark) if within else _swap(staging, target)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {place} is full: free some space or choose another --out") from e
+        raise UserError(f"cannot write {target}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(alive)
+
+
+def _check_replaceable(target: Path, mark: str) -> None:
+    if target.is_dir():
+        if any(not _is_ours(path, target) for path in target.iterdir()) and not (target / mark).is_file():
+            kind = "an artifact" if mark == MANIFEST else f"a folder with {mark}"
+            raise UserError(f"{target} is not empty and not {kind}: choose another --out")
+    elif target.exists():
+        raise UserError(f"{target} is a file: choose a folder for --out")
+
+
+def _is_ours(path: Path, target: Path) -> bool:
+    return path.name.startswith((f".{target.name}.{_NEW}", f".{target.name}.{_OLD}"))
+
+
+def _is_fixed(target: Path) -> bool:
+    """Whether a folder must keep its inode: renaming it fails, or leaves the user's shell in a removed folder."""
+    return os.path.ismount(target) or target == Path.cwd() or target in Path.cwd().parents
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Rename staging to target; an existing artifact is moved aside first and removed last."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_OLD}", dir=target.parent))
+    try:
+        target.rename(old / target.name)
+        try:
+            staging.rename(target)
+        except OSError:
+            (old / target.name).rename(target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap_contents(staging: Path, target: Path, mark: str) -> None:
+    """Replace what target holds. The mark goes first and comes last: between, the folder is no artifact."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_OLD}", dir=target))
+    try:
+        present = [path for path in target.iterdir() if not _is_ours(path, target)]
+        for path in sorted(present, key=lambda path: path.name != mark):
+            path.rename(old / path.name)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == mark):
+            path.rename(target / path.name)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(place: Path, target: Path) -> None:
+    """Remove what killed exports to this place left, and put back an artifact that one had just moved aside."""
+    for left in [path for path in place.iterdir() if path.is_dir() and _is_ours(path, target)]:
+        if left.name.startswith(f".{target.name}.{_NEW}") and _is_held(left):
+            continue
+        if left.name.startswith(f".{target.name}.{_OLD}") and not target.exists() and (left / target.name).is_dir():
+            (left / target.name).rename(target)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One export at a time swaps or cleans up in `folder`; no lock where the file system has none."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _try_lock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """A lock on a folder for as long as this process lives; closing the handle ends it."""
+    handle = os.open(folder, os.O_RDONLY)
+    _try_lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process holds the folder; true where that cannot be told."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # its process is just removing it
+        return True
+    try:
+        return not _try_lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation)
+    except OSError:
+        return False
+    return True
+
+
+def _use_umask(folder: Path) -> None:
+    """Give every file and folder the permissions that the user's umask leaves; libraries and copies had others."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() or path.suffix == ".so" else 0o666) & ~umask)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, with the usual exit status; an ignored one (nohup) stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers can only be set in the main thread
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    replaced = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait: between two renames there is no artifact."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
