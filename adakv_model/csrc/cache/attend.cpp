@@ -4,8 +4,10 @@
 // tier. Parts are anchored to the stored rows, never to the chunk, and rows that a query may not see add exact zeros;
 // so a query's result is the same to the last bit however the text is cut into chunks and however many threads run. One
 // token is split over its parts, a chunk over its queries.
+#include "cache/arena.h"
 #include "cache/attend_kernels.h"
 #include "cache/cache.h"
+#include "cache/unit.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,65 +21,6 @@ namespace {
 
 constexpr int kRecorded = 16;  // positions whose attention is recorded together
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
-
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Hands out pieces of the workspace; without memory it counts them.
-struct Arena {
-  uint8_t* memory;
-  int64_t used = 0;
-
-  template <typename T>
-  T* take(int64_t n) {
-    T* piece = memory == nullptr ? nullptr : reinterpret_cast<T*>(memory + used);
-    used += aligned(n * int64_t(sizeof(T)));
-    return piece;
-  }
-};
-
-// The packed rows of one unit: one (kv head, K or V) of the layer's buffer.
-struct Unit {
-  const Segment* segments;
-  uint8_t* cache;
-  int dim;
-  Side side;
-
-  uint8_t* scale(int segment, int64_t row) const {
-    return cache + segments[segment].scale_offset + row * scale_bytes(segments[segment].bits);
-  }
-  // Rows `first` .., first being the start of a block.
-  Rows rows(int segment, int64_t first, int count) const {
-    const Segment& s = segments[segment];
-    const uint8_t* codes = cache + s.codes_offset + first * row_bytes(s.bits, dim);
-    return {s.bits, ScaleMode(s.scale_mode), dim, codes, scale(segment, first), count};
-  }
-  void write(int segment, int64_t row, const float* x) const {
-    uint16_t codes[kMaxHeadDim];
-    quantize_row(x, segments[segment].bits, dim, codes, scale(segment, row));
-    store(segment, row, codes);
-  }
-  void store(int segment, int64_t row, const uint16_t* codes) const {
-    store_codes(cache + segments[segment].codes_offset, segments[segment].bits, dim, segment_side(segment), row, codes);
-  }
-  // Move a window row into a tier: its codes where the widths agree, else requantized.
-  void demote(int64_t window_row, int tier, int slot) const {
-    const int to = kFirstTier + tier, bits = segments[kWindow].bits;
-    uint16_t codes[kMaxHeadDim];
-    load_codes(cache + segments[kWindow].codes_offset, bits, dim, side, window_row, codes);
-    if (segments[to].bits == bits) {
-      store(to, slot, codes);
-      std::memcpy(scale(to, slot), scale(kWindow, window_row), size_t(scale_bytes(bits)));
-      return;
-    }
-    float x[kMaxHeadDim];
-    dequantize_row(codes, scale(kWindow, window_row), bits, ScaleMode(segments[kWindow].scale_mode), dim, x);
-    write(to, slot, x);
-  }
-
- private:
-  // The sink is one plain row on either side.
-  Side segment_side(int segment) const { return segment == kSink ? kValue : side; }
-};
 
 // Tokens of a chunk between two departures. The workspace serves one of these at a time.
 class Step {
