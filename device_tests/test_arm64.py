@@ -134,6 +134,7 @@ def test_chunks_and_the_end_of_the_context(host_runner: Runner, artifact: Artifa
         (["--model", "MODEL", "--tokens", "320"], "token id 320 is outside the vocabulary of 320"),
         (["--model", "MODEL", "--tokens", "1 " * (CONTEXT + 1)], f"257 tokens and the program holds {CONTEXT}"),
         (["--model", "MODEL", "--tokens", "1", "--chunk", "9"], "--chunk is at most 8 for this program"),
+        (["--model", "MODEL", "--tokens", "1", "--threads", "100000"], "--threads 100000 is more than the "),
         (["--model", "MODEL", "--tokens", "1", "--frobnicate", "9"], "unknown option --frobnicate"),
     ],
 )
@@ -144,3 +145,14 @@ def test_errors_are_one_line(host_runner: Runner, artifact: Artifact, options: l
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("keep", [0, 16, 1000])
+def test_a_zeroed_program_is_one_line(host_runner: Runner, artifact: Artifact, tmp_path: Path, keep: int) -> None:
+    """All but the first `keep` bytes are zeros: a header that promises tables, and none there."""
+    program = tmp_path / "model.pte"
+    whole = artifact.program.read_bytes()
+    program.write_bytes(whole[:keep] + bytes(len(whole) - keep))
+    done = host_runner("--model", str(program), "--tokens", "1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "is not an ExecuTorch program this runtime can read" in done.stderr

@@ -62,7 +62,8 @@ Model::Model(const std::string& path) {
   quiet_runtime();
   if (!std::ifstream(path, std::ios::binary)) throw std::runtime_error("cannot read " + path);
   program_ = std::make_unique<Program>(path, Program::LoadMode::Mmap);
-  Error error = program_->load();
+  // The program's tables are checked, so that a damaged file is an error and no crash.
+  Error error = program_->load(executorch::runtime::Program::Verification::InternalConsistency);
   if (error != Error::Ok) fail(path + " is not an ExecuTorch program this runtime can read", error);
   error = program_->load_forward();
   if (error == Error::OperatorMissing) fail(path + " needs an operator this runner lacks", error);

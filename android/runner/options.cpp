@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 
 namespace adakv::runner {
 
@@ -133,6 +134,11 @@ Options parse(int argc, char** argv) {
   }
   if (o.model.empty()) throw std::runtime_error("--model is missing");
   if (o.tokens.empty()) throw std::runtime_error("the prompt is empty: pass --tokens or --tokens-file");
+  const unsigned cores = std::thread::hardware_concurrency();  // 0: unknown
+  if (cores > 0 && o.threads > int64_t(cores)) {
+    throw std::runtime_error("--threads " + std::to_string(o.threads) + " is more than the " + std::to_string(cores) +
+                             " cores this process may use");
+  }
   if (o.mode == Mode::kBenchmark && o.pp + o.tg == 0) throw std::runtime_error("--bench needs --pp or --tg");
   if (o.mode == Mode::kForce && o.force >= int64_t(o.tokens.size())) {
     throw std::runtime_error("--force takes fewer tokens than there are (" + std::to_string(o.tokens.size()) + ")");
