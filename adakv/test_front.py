@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def test_signals_end_a_command_quietly(number: int, code: Exit, artifact: Path) 
     with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None
         process.stdin.write(b"a" * (1 << 22))
+        time.sleep(0.5)  # it has taken all and waits: a signal just before the wait would not end it
         process.send_signal(number)
         assert process.wait(timeout=60) == code
         assert process.stdout is not None
