@@ -36,7 +36,7 @@ def quiet_stderr() -> Iterator[None]:
         os.close(sink)
 
 
-def import_coremltools():  # type: ignore[no-untyped-def]
+def import_coremltools() -> Any:
     """The module, without its import-time warnings."""
     with quiet_stderr():
         import coremltools
