@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def artifact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("words", [(), ("export",), ("generate",), ("describe",), ("doctor",), ("parity",)])
+@pytest.mark.parametrize("words", [(), *((entry.name,) for entry in COMMANDS)])
 def test_help_loads_no_torch(words: tuple[str, ...]) -> None:
     program = (
         "import sys; from adakv.front import app\n"
@@ -76,6 +78,7 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     done = run(name, "--help")
     assert done.returncode == 0, done.stderr
     assert f"adakv {name} [OPTIONS]" in done.stdout
+    assert "--debug" in done.stdout
 
 
 def test_a_wrong_option_is_refused_before_torch_is_loaded() -> None:
@@ -87,6 +90,25 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (2, "False")
     assert done.stderr.startswith("error: unknown --kv 'static-5'")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED), (signal.SIGHUP, Exit.HANGUP)],
+)
+def test_signals_end_a_command_quietly(number: int, code: Exit, artifact: Path) -> None:
+    """While it reads a prompt that never ends: more than a pipe holds has been written, so it is reading."""
+    words = [sys.executable, "-m", "adakv", "generate", "--artifact", str(artifact), "--prompt", "-"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"a" * (1 << 22))
+        time.sleep(0.5)  # it has taken all and waits: a signal just before the wait would not end it
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read() + process.stderr.read() == b""
 
 
 def test_unknown_commands_are_answered_with_the_nearest() -> None:

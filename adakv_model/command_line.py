@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from adakv_model.errors import DEBUG, UserError, debugging
+from adakv_model.signals import ended_by_signals
 from adakv_model.terminal import make_console, print_error, use_utf8
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -27,6 +28,7 @@ class Exit(IntEnum):
     FAULT = 1
     USER = 2
     CHECK = 3
+    HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -35,9 +37,10 @@ EXIT_MEANING = {
     Exit.DONE: "done",
     Exit.FAULT: "a fault of the program itself: one line, the traceback with --debug",
     Exit.USER: "something you can correct: an option, an input file, a full disk; one line says what to do",
-    Exit.CHECK: "a check failed: doctor found something fatal, parity a difference",
+    Exit.CHECK: "a check failed: doctor found something fatal, parity a difference, bench a failed run",
+    Exit.HANGUP: "the terminal went away (SIGHUP)",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
-    Exit.TERMINATED: "terminated (SIGTERM, SIGHUP)",
+    Exit.TERMINATED: "terminated (SIGTERM)",
 }
 
 console = make_console()
@@ -76,7 +79,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         use_utf8()
         if debug:
             os.environ[DEBUG] = "1"
-        with ending():
+        with ended_by_signals(), ending():
             function(*args, **kwargs)
 
     signature = inspect.signature(function, eval_str=True)

@@ -1,10 +1,8 @@
-"""Texts to calibrate on and to score: reading, tokenizing, cutting into windows."""
+"""Texts to calibrate on and to score: tokenizing, cutting into windows."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.runtime.text import codec_for
+from adakv_model.text_file import read_text
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,6 @@ class TokenizedText:
     ids: Tensor
     sha256: str
     name: str
-
-
-def read_text(path: Path, remedy: str = "pass a text file with --text") -> str:
-    """A UTF-8 text, gzip-compressed if its name ends in .gz. Raises UserError, which ends in the remedy."""
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged or not UTF-8 text ({error}): {remedy}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}): {remedy}") from error
 
 
 def read_tokens(path: Path, checkpoint: Checkpoint) -> TokenizedText:

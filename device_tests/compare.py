@@ -2,7 +2,7 @@
 
 One file: its first artifact against the others, or all against --baseline. Two files: the same test of both. Ratios
 of times with 95 % intervals (device_tests/bench/statistics.py); "not comparable", with the reasons, where devices,
-conditions or runs differ. Status 0; 3 where nothing could be compared.
+conditions or runs differ. Exit code 3: nothing could be compared.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_error, print_note
+from adakv_model.terminal import make_console, print_note
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
 from device_tests.bench.table import WIDTH
-
-NOTHING_COMPARED = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = make_console(stderr=False)
 errors = make_console()
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     a: Annotated[Path, typer.Argument(help="Results of device_tests.bench.")],
     b: Annotated[Path | None, typer.Argument(help="Others.", show_default="A's own artifacts")] = None,
@@ -43,14 +43,10 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare measured times."""
-    try:
-        rows = read(a)
-        for line in failures(rows):
-            print_note(errors, line)
-        found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
-    except UserError as error:
-        print_error(errors, error)
-        raise typer.Exit(2) from None
+    rows = read(a)
+    for line in failures(rows):
+        print_note(errors, line)
+    found = comparisons(groups(rows), None if b is None else groups(read(b)), baseline, across_runs)
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))
     else:
@@ -58,7 +54,7 @@ def main(
             console.width = WIDTH
         console.print(table(found))
     if all(comparison.ratio is None for comparison in found):
-        raise typer.Exit(NOTHING_COMPARED)
+        raise typer.Exit(Exit.CHECK)
 
 
 def comparisons(

@@ -12,17 +12,15 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from adakv_model.errors import UserError
 from adakv_model.permissions import permissions
 from adakv_model.runtime.manifest import MANIFEST
+from adakv_model.signals import ENDING, ended_by_signals
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _NEW, _OLD = "adakv-new-", "adakv-old-"
 
 
@@ -52,7 +50,7 @@ def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
     except OSError as e:
         raise UserError(f"cannot write to {place}: {e.strerror}; choose another --out") from e
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             yield staging
             _use_umask(staging)
             with _undisturbed(), _locked(place):
@@ -171,30 +169,9 @@ def _use_umask(folder: Path) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, with the usual exit status; an ignored one (nohup) stays so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers can only be set in the main thread
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    replaced = [number for number, handler in before.items() if handler is signal.SIG_DFL]
-    for number in replaced:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in replaced:
-            signal.signal(number, before[number])
-
-
-@contextmanager
 def _undisturbed() -> Iterator[None]:
     """Signals wait: between two renames there is no artifact."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGINT})
     try:
         yield
     finally:

@@ -23,8 +23,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.errors import UserError
-from adakv_model.quantizer import BAND_BITS, SUPPORTED_BITS, join_bands
 from kernel_speed import arm as arm_cores
 from kernel_speed import show
 from kernel_speed.arm import CPUS
@@ -33,13 +33,14 @@ from kernel_speed.summary import rooflines, row_verdicts, timings
 from pages import replace_section, wide_console
 from peers.measure import cpu_name
 from peers.systems import parse_numbers
-from training import cli
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def parse_bits(text: str) -> list[int]:
     """Widths as the layout has them, from "2,3,8/4/3/2". Raises UserError."""
+    from adakv_model.quantizer import BAND_BITS, SUPPORTED_BITS, join_bands  # torch: help need not wait for it
+
     widths = []
     for word in text.split(","):
         bands = word.strip().split("/")
@@ -52,8 +53,8 @@ def parse_bits(text: str) -> list[int]:
     return widths
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     slots: Annotated[str, typer.Option(help="Rows of a kv head.")] = "512,1024,2048,4096,8192",
     bits: Annotated[

@@ -23,25 +23,23 @@ from typing import Annotated
 
 import typer
 
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_note
 from peers import show
-from peers.bench import Bench, Settings
 from peers.children import SCRIPTS
-from peers.prepare import REQUIREMENTS
 from peers.store import Store
 from peers.systems import CACHES, parse_numbers, parse_systems
-from training import cli
 
 ROOT = SCRIPTS.parent
 TEXT = ROOT / "device_tests" / "parity" / "text.txt"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     contexts: Annotated[str, typer.Option(help="Tokens in the cache at the last step.")] = "512,2048,4096",
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
@@ -81,6 +79,8 @@ def main(
         return
     if json_path is None:
         raise UserError("name a results file with --json")
+    from peers.bench import Bench, Settings
+
     settings = Settings(
         model=model,
         variants=parse_systems(systems, parse_numbers(kv_bits, "--kv-bits", float)),
@@ -102,7 +102,8 @@ def main(
     try:
         rows = bench.run(store)
     except KeyboardInterrupt:
-        raise UserError(f"interrupted: go on with --resume, {json_path} has {len(store.cells)} cells") from None
+        print_note(console, f"go on with --resume: {json_path} has {len(store.cells)} cells")
+        raise
     terminal = make_console(stderr=False)
     make_console(stderr=False, width=terminal.width if terminal.is_terminal else show.WIDTH).print(show.table(rows))
     for note in bench.notes:
@@ -113,13 +114,15 @@ def main(
 
 def make_environment(folder: Path) -> None:
     """A virtual environment with the pinned requirements of the peers; torch first, see the Makefile."""
+    from peers.prepare import REQUIREMENTS
+
     python = folder / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     torch = next(line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
     commands = [[sys.executable, "-m", "venv", str(folder)]] if not python.exists() else []
-    for command in (*commands, [*install, torch], [*install, "-r", str(REQUIREMENTS)]):
-        if subprocess.run(command).returncode:
-            raise UserError(f"the peers' environment could not be made: {' '.join(command)}")
+    for words in (*commands, [*install, torch], [*install, "-r", str(REQUIREMENTS)]):
+        if subprocess.run(words).returncode:
+            raise UserError(f"the peers' environment could not be made: {' '.join(words)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Whether a larger capacity costs time while it is not used: decode steps at equal fill, two artifacts in turn.
 
 in:  two artifacts of one model and policy with different --context
-out: a table on the terminal and --json with every sample; exit status 1 if the ratio is above --limit
+out: a table on the terminal and --json with every sample; exit code 3 if the ratio is above --limit
 
     python export.py --kv-bits 3.25 --context 1024 --out small
     python export.py --kv-bits 3.25 --context 8192 --out large
@@ -14,17 +14,19 @@ import json
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import Artifact
 from pages import wide_console
 from peers.children import run_child
 from peers.measure import cpu_name
-from training import cli
+
+if TYPE_CHECKING:
+    from adakv_model.runtime.artifact import Artifact
 
 LIMIT = 1.05
 TIMEOUT = 600.0
@@ -57,8 +59,8 @@ def measure(artifacts: list[Artifact], fill: int, steps: int, threads: int, roun
     return samples
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     small: Annotated[Path, typer.Option(help="Artifact of the smaller context.")],
     large: Annotated[Path, typer.Option(help="Artifact of the larger context.")],
@@ -70,6 +72,8 @@ def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="Results, with every sample.")] = None,
 ) -> None:
     """Measure both in turn, then compare their fastest steps."""
+    from adakv_model.runtime.artifact import Artifact
+
     artifacts = [Artifact(small), Artifact(large)]
     same_model(*artifacts)
     if not 2 * steps <= fill <= artifacts[0].plan.context:
@@ -91,7 +95,7 @@ def main(
             json.dumps(facts | {"fill": fill, "ratio": ratio, "cells": cells}, indent=1) + "\n", encoding="utf-8"
         )
     if ratio > limit:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.CHECK)
 
 
 if __name__ == "__main__":

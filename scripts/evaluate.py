@@ -20,23 +20,21 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.runtime import artifact as artifacts
-from adakv_model.simulation.policies import BUDGETED, NAMES
+from adakv_model.simulation.names import BUDGETED, NAMES
+from adakv_model.terminal import make_console
 from evaluation import results
-from evaluation.bench import console, open_bench
-from evaluation.data import TASKS
-from evaluation.policies import REFERENCE, PolicySpec, parse_policy
-from evaluation.runner import MIN_TOKENS, Evaluator, Task, compare, evaluate_policy, header
-from evaluation.scorers import open_artifact
+from evaluation.data import MIN_TOKENS, TASKS, check_task
 from training import cli
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = make_console()
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
@@ -82,6 +80,13 @@ def main(
     """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
     if reference_artifact is not None and artifact is None:
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
+    check_task(task)
+    from adakv_model.runtime import artifact as artifacts
+    from evaluation.bench import open_bench
+    from evaluation.policies import REFERENCE, PolicySpec, parse_policy
+    from evaluation.runner import Evaluator, Task, compare, evaluate_policy, header
+    from evaluation.scorers import open_artifact
+
     cli.set_threads(threads)
     bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits, departure)

@@ -21,10 +21,11 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_WINDOW
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.runtime.text import codec_for
-from adakv_model.simulation.policies import BUDGETED, NAMES
+from adakv_model.simulation.names import BUDGETED, NAMES
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.choices import score_items
@@ -40,8 +41,8 @@ LENGTHS = "512,1024,2048,4096,8000"
 DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png and .json are written.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",

@@ -17,14 +17,15 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_WINDOW
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
-from adakv_model.simulation.policies import BUDGETED
+from adakv_model.simulation.names import BUDGETED
 from evaluation import frontier, results
 from evaluation.bench import console, open_bench
-from evaluation.data import TEXT_TASK
+from evaluation.data import MIN_TOKENS, TEXT_TASK
 from evaluation.policies import PolicySpec, parse_policy
-from evaluation.runner import MIN_TOKENS, Evaluator, Task, evaluate_policy
+from evaluation.runner import Evaluator, Task, evaluate_policy
 from training import cli
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,8 +35,8 @@ BITS = "2.5,2.75,3,3.25,3.5,4,4.5"
 POLICIES = "adaptive,tables,static-2,static-3,static-4,static-8,random,recency,naive-4,kivi-3,kivi-4,paper@4.5"
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png, .md and .json are written.")],
     results_file: Annotated[Path, typer.Option("--results", help="Lines written by evaluate.py.")] = results.DEFAULT,

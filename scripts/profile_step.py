@@ -24,16 +24,15 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adakv_model.corpus import read_text
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.manifest import TOKENIZER
-from adakv_model.runtime.native import operator_library
+from adakv_model.text_file import read_text
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines
 from pages import replace_section, wide_console
@@ -42,7 +41,9 @@ from peers.measure import RESULT, cpu_name
 from peers.systems import parse_numbers
 from step_profile import events, functions
 from step_profile.report import Profile, page, tables
-from training import cli
+
+if TYPE_CHECKING:
+    from adakv_model.runtime.artifact import Artifact
 
 TEXT = ROOT / "device_tests" / "parity" / "text.txt"
 TIMEOUT = 900.0
@@ -60,6 +61,8 @@ def tokens_of(artifact: Artifact, text: Path, count: int) -> list[int]:
 def library_with_symbols(artifact: Artifact) -> Path:
     """The build's library, which still names its functions, where the artifact has the one installed from it; else the
     artifact's own."""
+    from adakv_model.runtime.native import operator_library
+
     built = sorted(ROOT.glob("build/cp*/libadakv_ops.so"), key=lambda path: path.stat().st_mtime)
     same = built and sha256_of(artifact.operator_library) == sha256_of(operator_library())
     return built[-1] if same else artifact.operator_library
@@ -138,8 +141,8 @@ def profile(
     )
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target android.")],
     contexts: Annotated[str, typer.Option(help="Tokens in the cache at the last step.")] = "512,4096",
@@ -155,6 +158,8 @@ def main(
     build_dir: Annotated[Path, typer.Option(help="Where the bandwidth's program is compiled.")] = ROOT / "build",
 ) -> None:
     """Profile, then show and write what was found."""
+    from adakv_model.runtime.artifact import Artifact
+
     opened = Artifact(artifact)
     lengths, counts = parse_numbers(contexts, "--contexts"), parse_numbers(threads, "--threads")
     if min(lengths) < 2 * steps:

@@ -26,6 +26,7 @@ from adakv_model.tables import CalibrationTables, neutral_tables
 from test_calibrate import run
 from training import collect, fit
 from training.attention import TracingCache
+from training.controller_fit import ablations
 from training.testing import CONFIG, WORDS, arguments, tiny_weights
 
 
@@ -164,7 +165,7 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
     assert log == after.info
     assert log["controller"] == "trained"
     assert "calibration" in log
-    assert set(log["training"]["held_out"]) == set(train_controller._ablations())
+    assert set(log["training"]["held_out"]) == set(ablations())
     tuned = log["training"]["on_policy"]
     assert [entry["step"] for entry in tuned["log"]] == [0, 1, 2]
     assert set(tuned["divergence"]["held_out"]) == {"fitted", "fast", "paper", "tuned"}

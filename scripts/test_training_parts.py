@@ -18,7 +18,7 @@ from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.simulation.policies import make_policy
 from adakv_model.simulation.scoring import Simulator
 from adakv_model.tables import neutral_tables
-from calibrate import row_tables
+from training.calibration import row_tables
 from training.collect import Settings, WindowRecord
 from training.measure import PROBE_BITS, Probe, measure
 from training.positions import PositionAverage

@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.digest import default_cache_dir
@@ -51,11 +52,11 @@ CALIBRATION_TEXT = "wikitext2_valid.txt.gz"  # layers are ranked on it
 STOCK = "8da4w"
 FORMAT = 2  # raise it when the arithmetic of a recipe changes: stored results are then computed again
 Logits = Callable[[Tensor], Tensor]  # tokens int64 [1, T] -> float32 [T, V]
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
-@cli.one_line_errors
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     data_dir: Annotated[Path | None, typer.Option(help=f"Folder of {TEXT}.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to score, in whole windows spread over the text.", min=2)] = 4096,

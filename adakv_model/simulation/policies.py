@@ -1,19 +1,4 @@
-"""Cache policies by name, for the simulator: ours, and the baselines they are compared with.
-
-    fp16                      unquantized
-    static-8, -4, -3, -2      our rows, sink and window, every older token at one width (the plain age rule)
-    tables                    the same, with widths per unit and band from the calibration, at any budget
-    adaptive                  tables, and the learned controller chooses each token's tier
-    adaptive-fast, -paper, -all   the same with this set of features (``controller.FEATURE_SETS``)
-    random, rarity, entropy   adaptive with another score in the controller's place, at equal bits
-    recency                   tables at 2 bits, and the window as long as the budget allows
-    naive-8, -4, -3, -2       symmetric, one scale a token for all heads; no sink, no window (a common straw man)
-    kivi-8, -4, -3, -2        asymmetric per token and head; no sink, no window (KIVI without its residual)
-    paper                     naive rows of {2, 4, 8, 16} bits a token, chosen from the paper's four features
-                              (arXiv 2604.04722), 16 bits while in the window
-
-Those in `BUDGETED` take a bit budget.
-"""
+"""Cache policies by name (names.py), for the simulator: ours, and the baselines they are compared with."""
 
 from __future__ import annotations
 
@@ -23,37 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adakv_model import cache_options
 from adakv_model.budget import plan_cache
 from adakv_model.cache_options import DEFAULT_BITS, CacheOptions
 from adakv_model.checkpoints.weights import Checkpoint
 from adakv_model.controller import Controller
 from adakv_model.errors import UserError
-from adakv_model.features import FEATURE_SETS, FEATURES, PREDICTIONS
+from adakv_model.features import FEATURES, PREDICTIONS
 from adakv_model.plan import CachePlan
 from adakv_model.simulation.baselines import AsymmetricRows, ExactRows, SymmetricRows
+from adakv_model.simulation.names import ADAPTIVE, BUDGETED, NAMES, PAPER_TIERS, RULES
 from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.simulation.simulator import Decide, RowFormat
 from adakv_model.tables import CalibrationTables
-
-#: Scores that stand in for the learned one: feature and sign.
-RULES = {"rarity": ("log_frequency", -1.0), "entropy": ("entropy", 1.0)}
-PAPER_TIERS = (2, 4, 8, 16)
-ADAPTIVE = {f"adaptive-{features}": features for features in FEATURE_SETS}
-BUDGETED = (*cache_options.BUDGETED, *ADAPTIVE, "random", *RULES, "recency", "paper")
-WIDTHS = (8, 4, 3, 2)
-NAMES = (
-    "fp16",
-    *(f"static-{b}" for b in WIDTHS),
-    "tables",
-    "adaptive",
-    *ADAPTIVE,
-    "random",
-    *RULES,
-    "recency",
-    *(f"{family}-{b}" for family in ("naive", "kivi") for b in WIDTHS),
-    "paper",
-)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, join_bands
 from adakv_model.simulation.baselines import AsymmetricRows, SymmetricRows
+from adakv_model.simulation.names import BUDGETED, NAMES
 from adakv_model.simulation.plan_rows import PlanRows
-from adakv_model.simulation.policies import BUDGETED, NAMES, Policy, make_policy, paper_thresholds
+from adakv_model.simulation.policies import Policy, make_policy, paper_thresholds
 from adakv_model.simulation.scoring import Simulator
 from adakv_model.simulation.simulator import SimulatedCache
 from adakv_model.tables import CalibrationTables, neutral_tables

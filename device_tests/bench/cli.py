@@ -1,8 +1,7 @@
 """python -m device_tests.bench: time exported artifacts on this machine, an emulator, phones or a Mac.
 
 Every run is a process of its own on the device, artifacts take turns, and each artifact must pass a parity probe first.
-Status 0 if all went well, 1 if a probe, a run or a device failed (the others are in the results), 2 for what a user can
-mend before anything runs.
+Exit code 3: a probe, a run or a device failed (the others are in the results); the rest as every command.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.errors import UserError
+from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.terminal import make_console, print_error
 from device_tests.devices.registry import TRANSPORTS
 
@@ -20,7 +19,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 errors = make_console()
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     device: Annotated[
         list[str], typer.Option(help=f"{', '.join(TRANSPORTS)}; :NAME chooses one of several. Again for more.")
@@ -81,12 +81,8 @@ def main(
         trace=trace_path,
         dashboard=dashboard_path,
     )
-    try:
-        problems = execute(request)
-    except UserError as error:
-        print_error(errors, error)
-        raise typer.Exit(2) from None
+    problems = execute(request)
     for problem in problems:
         print_error(errors, problem)
     if problems:
-        raise typer.Exit(1)
+        raise typer.Exit(Exit.CHECK)

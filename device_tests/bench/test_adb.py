@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from adakv_model.command_line import Exit
 from adakv_model.runtime.artifact import Artifact
 from device_tests.bench.cooling import Cooling
 from device_tests.bench.rows import PROBE, SAMPLE, Row, read, sample_key
@@ -96,7 +97,7 @@ def test_a_lost_device_loses_nothing_finished(phone: EmulatedDevice, tiny: list[
     options: list[str | Path] = ["--artifact", tiny[0], "--artifact", tiny[1], *SHORT, "--reps", "2"]
     phone.faults = Faults(drop_run_after=0.0, healthy_runs=5)  # two probes and three samples
     lost = bench(out, *options)
-    assert lost.returncode == 1, lost.stderr
+    assert lost.returncode == Exit.CHECK, lost.stderr
     (line,) = [line for line in lost.stderr.splitlines() if line.startswith("error: ")]
     assert "was lost" in line
     assert line.endswith("of 8 runs are kept, --resume does the rest")
@@ -115,10 +116,10 @@ def test_a_lost_device_loses_nothing_finished(phone: EmulatedDevice, tiny: list[
 
 
 def test_a_phone_short_of_memory(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
-    """Every runner is killed; each failure is a line, the status 1, and there is no sample."""
+    """Every runner is killed; each failure is a line, the exit code 3, and there is no sample."""
     phone.faults = Faults(kill_signal=9, kill_after=0.0)
     done = bench(tmp_path / "x.jsonl", "--artifact", tiny[0], *SHORT)
-    assert done.returncode == 1
+    assert done.returncode == Exit.CHECK
     assert "killed (status 137): the device ran out of memory" in done.stdout + done.stderr
     assert samples(tmp_path / "x.jsonl") == []
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from adakv_model.corpus import read_text
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.text_file import read_text
 from device_tests.bench.probe import probe_length
 
 DEFAULT_TEXT = Path(__file__).parents[1] / "parity" / "text.txt"

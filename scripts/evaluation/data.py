@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adakv_model.corpus import read_text
 from adakv_model.errors import UserError
+from adakv_model.text_file import read_text
 
 TEXT_TASK = "wikitext2"
+MIN_TOKENS = 40_000  # of text, unless --tokens says otherwise
 REMEDY = "pass the folder of the data files with --data-dir"
 FILES = {
     "hellaswag": "hellaswag_dev.jsonl.gz",
@@ -55,10 +56,15 @@ class Text:
     sha256: str
 
 
+def check_task(task: str) -> None:
+    """Raises UserError."""
+    if task not in TASKS:
+        raise UserError(f"unknown --task {task!r}: one of {', '.join(TASKS)}")
+
+
 def load_items(task: str, data_dir: Path | None) -> Items:
     """Items of a multiple-choice task. Raises UserError for missing or malformed data."""
-    if task not in FILES or task == TEXT_TASK:
-        raise UserError(f"unknown --task {task!r}: one of {', '.join(TASKS)}")
+    check_task(task)
     if data_dir is None:
         items = [_PUBLIC[task].item(row) for row in _public_rows(task)]
         return Items(items, _digest(items))

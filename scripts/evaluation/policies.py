@@ -9,7 +9,8 @@ from typing import Any
 from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
-from adakv_model.simulation.policies import BUDGETED, NAMES, Policy, make_policy
+from adakv_model.simulation.names import BUDGETED, NAMES
+from adakv_model.simulation.policies import Policy, make_policy
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from evaluation.scorers import SimulatorScorer
 from training.cli import digest_of

@@ -13,12 +13,10 @@ from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.text import codec_for
 from evaluation import choices, measurement, perplexity
 from evaluation.bench import Bench
-from evaluation.data import TEXT_TASK, load_items, load_text
+from evaluation.data import MIN_TOKENS, TEXT_TASK, load_items, load_text
 from evaluation.measurement import Measurement
 from evaluation.policies import REFERENCE, STATIC_WIDTHS, PolicySpec
 from evaluation.scorers import ArtifactScorer, Scorer
-
-MIN_TOKENS = 40_000  # of text, unless --tokens says otherwise
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from adakv_model.checkpoints.weights import Checkpoint
-from adakv_model.corpus import read_text
 from adakv_model.runtime.text import codec_for
+from adakv_model.text_file import read_text
 
 
 def tokens_of(path: Path, checkpoint: Checkpoint, count: int) -> tuple[list[int], str]:

@@ -1,8 +1,7 @@
-"""What both commands share: how a UserError ends, where resumable work is kept, the progress bar."""
+"""What the scripts' commands share: where resumable work is kept, the progress bar. Light: torch is loaded in use."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -10,10 +9,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import typer
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,28 +18,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console, text_column
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 log = logging.getLogger(__name__)
-
-
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """A UserError becomes one line on stderr and exit status 2."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from None
-
-    return wrapped
 
 
 def work_folder(root: Path, **identity: Any) -> Path:
@@ -66,6 +49,9 @@ def digest_of(*tensors: Tensor) -> str:
 
 def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `path`, computed and written atomically if the file is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
     if path.is_file():
         try:
             return load_file(path)
@@ -108,6 +94,8 @@ def check_output(path: Path) -> None:
 
 def set_threads(threads: int) -> None:
     if threads > 0:
+        import torch
+
         torch.set_num_threads(threads)
 
 

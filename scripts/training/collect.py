@@ -18,38 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR
-from adakv_model.window import left
 from training.attention import LayerTrace, TracingCache
 from training.cli import digest_of, resumable, track, work_folder
 from training.positions import before_rope
+from training.settings import Settings
 
 MEAN_WINDOWS = 8  # windows for the means: more changes nothing measurable
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How windows are traced: when tokens leave (``plan.left``), and from how many queries on features are known."""
-
-    context: int = 2048
-    window: int = DEFAULT_WINDOW
-    chunk: int = DEFAULT_CHUNK
-    departure: int = DEFAULT_CHUNK
-    seed: int = 0
-
-    @property
-    def lag(self) -> int:
-        """As ``CachePlan.lag``."""
-        return self.window - (self.chunk if self.departure == 1 else 1)
-
-    @property
-    def departing(self) -> slice:
-        """Positions that leave the window before the text ends."""
-        return slice(1, left(self.context - 1, self.window, self.departure))
 
 
 @dataclass
