@@ -22,6 +22,7 @@ from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.features import FEATURE_SETS
+from adakv_model.permissions import permissions
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, hadamard, n_bands
 
@@ -89,7 +90,7 @@ class CalibrationTables:
             tensors |= {f"{features}.{name}": value.contiguous().clone() for name, value in state.items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
-        temporary.chmod(0o644)  # safetensors creates private files
+        temporary.chmod(permissions())  # safetensors creates private files
         temporary.replace(path)
 
     @classmethod

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adakv_model.errors import UserError
+from adakv_model.permissions import permissions
 from adakv_model.runtime.manifest import MANIFEST
 from adakv_model.signals import ENDING, ended_by_signals
 
@@ -161,11 +162,10 @@ def _try_lock(handle: int, operation: int) -> bool:
 
 def _use_umask(folder: Path) -> None:
     """Give every file and folder the permissions that the user's umask leaves; libraries and copies had others."""
-    umask = os.umask(0)
-    os.umask(umask)
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() or path.suffix == ".so" else 0o666) & ~umask)
+            runs = path.is_dir() or path.suffix == ".so" or bool(path.stat().st_mode & 0o100)
+            path.chmod(permissions(executable=runs))
 
 
 @contextmanager

@@ -105,12 +105,13 @@ def test_files_follow_the_umask(tmp_path: Path, umask: int) -> None:
             for name in ("manifest.json", "libadakv_ops.so", "package/weights"):
                 (folder / name).touch()
                 (folder / name).chmod(0o644)
+            (folder / "runner").touch(mode=0o700)
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]}
     plain, full = 0o666 & ~umask, 0o777 & ~umask
     assert modes == {
-        "out": full, "package": full, "manifest.json": plain, "libadakv_ops.so": full, "weights": plain,
+        "out": full, "package": full, "manifest.json": plain, "libadakv_ops.so": full, "weights": plain, "runner": full,
     }  # fmt: skip
 
 

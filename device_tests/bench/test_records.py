@@ -13,7 +13,7 @@ from device_tests.devices.bundle import Bundle
 
 
 def test_a_core_ml_artifact(tmp_path: Path) -> None:
-    files: dict[str, dict] = {"Small.mlpackage/Manifest.json": {}}
+    files: dict[str, dict] = {"Small.mlpackage/Manifest.json": {"bytes": 2, "sha256": "0" * 64}}
     described = {**manifest(), "weights": "int4", "command": ["export"], "versions": {"adakv": "1"}, "files": files}
     described["model"]["random_weights"] = True
     (tmp_path / "Small.mlpackage" / "Data").mkdir(parents=True)
