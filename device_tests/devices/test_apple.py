@@ -42,7 +42,14 @@ PHONES = {
     ]
 }
 #: What every manifest has; nothing here reads more of it.
-SECTIONS = {"format": FORMAT, "command": ["export"], "model": {"n": 1}, "kv_cache": {"n": 1}, "versions": {"n": "1"}}
+SECTIONS = {
+    "format": FORMAT,
+    "command": ["export"],
+    "model": {"vocab_size": 8, "eos_token_ids": [0]},
+    "kv_cache": {"n": 1},
+    "versions": {"n": "1"},
+}
+DESCRIBED = {"bytes": 1, "sha256": "0" * 64}  # of a file; nothing here compares it
 LIST_SIMULATORS = {"words": ["simctl", "list"], "stdout": json.dumps(SIMULATORS)}
 LIST_PHONES = {"words": ["devicectl", "list"], "result": PHONES}
 
@@ -88,7 +95,7 @@ def artifact(tmp_path: Path) -> Path:
     (folder / "Small.mlpackage" / "Data").mkdir(parents=True)
     (folder / "Small.mlpackage" / "Manifest.json").write_text("{}", encoding="utf-8")
     (folder / "Small.mlpackage" / "Data" / "weights").write_text("w", encoding="utf-8")
-    files: dict[str, dict] = {"Small.mlpackage/Manifest.json": {}}
+    files = {"Small.mlpackage/Manifest.json": DESCRIBED}
     manifest = {**SECTIONS, "files": files, "program": "Small.mlpackage", "core_ml_states": {"n": 1}}
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
@@ -122,7 +129,9 @@ def test_no_xcode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_artifact(tmp_path: Path) -> None:
     (tmp_path / "model.pte").write_text("", encoding="utf-8")
-    (tmp_path / "manifest.json").write_text(json.dumps({**SECTIONS, "files": {"model.pte": {}}}), encoding="utf-8")
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({**SECTIONS, "files": {"model.pte": DESCRIBED}}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="is no Core ML artifact"):
         apple.core_ml_bundle(Bundle({}, ()), [tmp_path])
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,15 @@ def adb_server(home: Path) -> Iterator[int]:
 
 
 def connect(device: EmulatedDevice, expected: str = READY) -> AdbClient:
-    """Until the server lists it, in the expected state."""
-    said = subprocess.run(["adb", "connect", device.address], check=True, capture_output=True, text=True, timeout=60)
-    client = AdbClient(device.address, answer=20)
-    assert client.state() == expected, said.stdout
-    return client
+    """Until the server lists it, in the expected state: one that it just lost takes a moment."""
+    client, deadline = AdbClient(device.address, answer=20), time.monotonic() + 20
+    while True:
+        command = ["adb", "connect", device.address]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        if client.state() == expected:
+            return client
+        assert time.monotonic() < deadline, said.stdout
+        time.sleep(0.2)
 
 
 def disconnect(device: EmulatedDevice) -> None:
