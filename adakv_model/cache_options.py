@@ -21,7 +21,7 @@ DEFAULT_CHUNK = 32  # tokens a prefill step; contexts too short for it take a sm
 class CacheOptions:
     """What a user asks of the cache. kv_bits: allocated bits per value, everything included (policies `adaptive`
     and `tables`). departure: see ``plan.left``; None: blocks of a chunk. 1 leaves one by one (Core ML). features: of
-    the controller of policy `adaptive`, see ``controller.FEATURE_SETS``."""
+    the controller of policy `adaptive`, see ``features.FEATURE_SETS``."""
 
     context: int = DEFAULT_CONTEXT
     window: int = DEFAULT_WINDOW

@@ -69,7 +69,7 @@ class CachePlan:
     unit_bits: [n_layers][n_kv_heads][2 (K, V)][n_tiers] row widths, each as ``quantizer.join_bands`` codes them;
     scale_modes: [n_layers][n_kv_heads][2], ``ScaleMode.HALF`` in all of them or in none.
     departure: tokens leave the window as a position that is a multiple of it is appended (see :func:`left`).
-    predictions: whether the controller, if there is one, needs the model's predictions (``controller.FEATURE_SETS``).
+    predictions: whether the controller, if there is one, needs the model's predictions (``features.FEATURE_SETS``).
     """
 
     context: int

@@ -4,7 +4,7 @@
     static-8, -4, -3, -2      our rows, sink and window, every older token at one width (the plain age rule)
     tables                    the same, with widths per unit and band from the calibration, at any budget
     adaptive                  tables, and the learned controller chooses each token's tier
-    adaptive-fast, -paper, -all   the same with this set of features (``controller.FEATURE_SETS``)
+    adaptive-fast, -paper, -all   the same with this set of features (``features.FEATURE_SETS``)
     random, rarity, entropy   adaptive with another score in the controller's place, at equal bits
     recency                   tables at 2 bits, and the window as long as the budget allows
     naive-8, -4, -3, -2       symmetric, one scale a token for all heads; no sink, no window (a common straw man)

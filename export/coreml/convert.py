@@ -86,7 +86,7 @@ def convert(
 ) -> None:
     """Save one function as a package; fp16 inside, buffers become states.
 
-    outputs: as `output_types` gives them; target: one of `TARGETS`; weights: one of `coreml_weights.WEIGHTS`.
+    outputs: as `output_types` gives them; target: one of `TARGETS`; weights: one of `options.WEIGHTS`.
     """
     ct = import_coremltools()
     with quiet_stderr():

@@ -5,7 +5,7 @@ there and in int8 inputs. A *row* is one token of one layer: the codes of all K 
 scale per (head, K or V), padding. A *pool* is a state [1, channels, 1, slots] whose column is a row; both axes are
 multiples of 32. With int8 storage a pool's codes and scales are parts of two inputs (inputs.py).
 
-All kv heads of a layer share their widths in each tier (`coreml_plan.coarse_plan`): one for each band of K, and one
+All kv heads of a layer share their widths in each tier (`plan.coarse_plan`): one for each band of K, and one
 for V. So a row unpacks in a short chain of operations for each width of K and one for V, whatever the number of heads.
 """
 
@@ -143,7 +143,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Every pool and state of a package, from a plan whose heads share widths and modes (`coreml_plan.coarse_plan`)."""
+    """Every pool and state of a package, from a plan whose heads share widths and modes (`plan.coarse_plan`)."""
 
     plan: CachePlan
     storage: Storage = FP16
