@@ -9,30 +9,36 @@ from adakv_model.checkpoints.sources import fetch_bundled_file
 from adakv_model.config import DEFAULT_MODEL, get_model
 from adakv_model.digest import default_cache_dir
 
-# Modules that export the real model, train, emulate or compile: `pytest -m "not slow"` leaves them out.
+# What exports the real model, trains, emulates, compiles, or takes long: modules, or tests by how their
+# names begin. `pytest -m "not slow"` leaves them out.
 SLOW = (
-    "device_tests/parity/",
+    "adakv_model/checkpoints/test_load.py::test_weights_equal",
+    "adakv_model/checkpoints/test_transformers.py",
+    "adakv_model/test_operators.py::test_any",
+    "adakv_model/test_operators.py::test_long",
+    "device_tests/bench/test_adb.py",
+    "device_tests/bench/test_cli.py::test_two",
+    "device_tests/bench/test_session.py",
+    "device_tests/coreml/evaluator/test_generate.py",
     "device_tests/coreml/test_parity.py",
+    "device_tests/devices/test_adb.py",
+    "device_tests/devices/test_adb_faults.py",
+    "device_tests/parity/",
     "device_tests/test_arm64.py",
     "device_tests/test_host_run.py",
     "device_tests/test_presets.py",
     "device_tests/test_runner.py",
-    "device_tests/devices/test_adb.py",
-    "device_tests/devices/test_adb_faults.py",
+    "export/coreml/test_cache.py",
+    "export/test_damage.py",
     "export/test_device_bundle.py",
     "export/test_export.py",
     "export/test_ios.py",
     "scripts/test_bench_kernels.py",
-    "scripts/test_bench_peers.py",
-    "scripts/test_calibrate.py",
-    "scripts/test_evaluate.py",
     "scripts/test_evaluate_artifact.py",
     "scripts/test_long_context.py",
-    "scripts/test_pareto.py",
     "scripts/test_profile_step.py",
     "scripts/test_run_lm_eval.py",
     "scripts/test_same_bits.py",
-    "scripts/test_train_controller.py",
     "scripts/test_weight_recipes.py",
 )
 

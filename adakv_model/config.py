@@ -228,14 +228,15 @@ def _refuse_unsupported_features(hf: Mapping[str, Any]) -> None:
 
 def _rope_theta(hf: Mapping[str, Any]) -> float:
     theta = hf.get("rope_theta")
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in ("rope_parameters", "rope_scaling"):
         rope = hf.get(key)
         if rope is None:
             continue
         if not isinstance(rope, Mapping):
             raise UserError(f"{key} must be an object or null, not {rope!r}: correct config.json")
         _refuse_scaled_rope(key, rope)
-        theta = rope.get("rope_theta", theta)
+    # As in transformers, rope_scaling hides rope_parameters altogether unless it is empty.
+    theta = (hf.get("rope_scaling") or hf.get("rope_parameters") or {}).get("rope_theta", theta)
     # transformers reads a Llama configuration without the key as 10,000 too.
     return _positive_float("rope_theta", 10000.0 if theta is None else theta)
 

@@ -170,6 +170,11 @@ def test_tables_are_normalised_and_say_where_they_come_from(tiny_folder: Path, t
     assert log["tokens"] == 256
     assert log["measured"]["both"] > 0
     assert len(log["text"]["sha256"]) == 64
+    again = CliRunner().invoke(calibrate.app, [*arguments(tiny_folder, tmp_path / "t.safetensors"), "--json"])
+    assert json.loads(again.stdout) | {"command": ""} == log | {
+        "command": "",
+        "tables": str(tmp_path / "t.safetensors"),
+    }
 
 
 def test_more_frequent_tokens_get_higher_log_frequency() -> None:

@@ -171,6 +171,9 @@ def test_training_fills_the_tables_and_repeats_itself(tiny_folder: Path, tmp_pat
     assert set(tuned["divergence"]["held_out"]) == {"fitted", "fast", "paper", "tuned"}
     assert "captured" in result.output
     assert "paper" in result.output
+    done = CliRunner().invoke(train_controller.app, [*train_arguments(tiny_folder, tables), "--json"])
+    printed = json.loads(done.stdout)
+    assert (printed["tables"], printed["held_out"]) == (str(tables), log["training"]["held_out"])
 
 
 def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder: Path, tmp_path: Path) -> None:
