@@ -60,8 +60,6 @@ Steps append(Model& model, Feed& feed, int64_t count, int64_t most) {
 }  // namespace
 
 void run_benchmark(const Options& o) {
-  if (!o.cpu_mask.empty()) set_cpu_mask(o.cpu_mask);
-  if (o.threads > 0) set_threads(int(o.threads));
   const int64_t start = now_ns();
   Model model(o.model);
   model.check_tokens(o.tokens);

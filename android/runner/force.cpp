@@ -19,8 +19,6 @@ void write(const std::string& path, const void* data, size_t bytes, std::ios::op
 }  // namespace
 
 void run_force(const Options& o) {
-  if (!o.cpu_mask.empty()) set_cpu_mask(o.cpu_mask);
-  if (o.threads > 0) set_threads(int(o.threads));
   const int64_t start = now_ns();
   Model model(o.model);
   model.check_tokens(o.tokens);

@@ -33,8 +33,6 @@ double milliseconds(int64_t ns) { return double(ns) / 1e6; }
 }  // namespace
 
 void run_generate(const Options& o) {
-  if (!o.cpu_mask.empty()) set_cpu_mask(o.cpu_mask);
-  if (o.threads > 0) set_threads(int(o.threads));
   const int64_t start = now_ns();
   Model model(o.model);
   model.check_fits(int64_t(o.tokens.size()));

@@ -3,12 +3,16 @@
 #include <cstring>
 #include <exception>
 
+#include "model.h"
 #include "modes.h"
+#include "process.h"
 
 namespace {
 
 void run(const adakv::runner::Options& options) {
   using adakv::runner::Mode;
+  if (!options.cpu_mask.empty()) adakv::runner::set_cpu_mask(options.cpu_mask);
+  if (options.threads > 0) adakv::runner::set_threads(int(options.threads));
   switch (options.mode) {
     case Mode::kGenerate: return adakv::runner::run_generate(options);
     case Mode::kBenchmark: return adakv::runner::run_benchmark(options);
