@@ -12,6 +12,11 @@ cache=build/arm64/sdk-$version
 command -v aarch64-linux-gnu-g++ >/dev/null ||
   { echo "aarch64-linux-gnu-g++ is missing: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; exit 1; }
 
+# One build at a time: two phones measured at once ask for the runner at once.
+mkdir -p build/arm64
+exec 9>build/arm64/.lock
+flock 9
+
 if [[ ! -f $cache/.complete ]]; then
   rm -rf "$cache"
   mkdir -p "$cache"
@@ -30,10 +35,13 @@ cmake -S android -B build/arm64/runner -DCMAKE_BUILD_TYPE=Release -DEXECUTORCH_R
   -DCMAKE_TOOLCHAIN_FILE="$PWD/android/arm64-linux.cmake" >/dev/null
 cmake --build build/arm64/runner --parallel "${ADAKV_JOBS:-2}" >build/arm64/build.log ||
   { cat build/arm64/build.log >&2; exit 1; }
-rm -rf "$out"
-cmake --install build/arm64/runner --prefix "$out" --strip >/dev/null
+new=$out.new
+rm -rf "$new"
+cmake --install build/arm64/runner --prefix "$new" --strip >/dev/null
 # The C and C++ runtime: with them the folder starts on any arm64 Linux kernel, whatever its libraries (README).
 for library in ld-linux-aarch64.so.1 libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 libstdc++.so.6 libgcc_s.so.1; do
-  cp -L "$(aarch64-linux-gnu-g++ -print-file-name=$library)" "$out/"
+  cp -L "$(aarch64-linux-gnu-g++ -print-file-name=$library)" "$new/"
 done
+# A folder that has not changed stays: somebody may be sending it to a device.
+if diff -rq "$new" "$out" >/dev/null 2>&1; then rm -rf "$new"; else rm -rf "$out" && mv "$new" "$out"; fi
 echo "$out"
