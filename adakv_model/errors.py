@@ -10,6 +10,11 @@ def debugging() -> bool:
     return os.environ.get(DEBUG, "") not in ("", "0")
 
 
+def first_line(error: Exception) -> str:
+    """Of an error's text, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class UserError(Exception):
     """A problem the user can fix: one line that names it and says what to do.
 

@@ -197,6 +197,15 @@ def find_tables(name: str, source: Mapping[str, object]) -> CalibrationTables | 
     return None
 
 
+def choose_tables(
+    name: str, source: Mapping[str, object], config: LlamaConfig, explicit: Path | None = None
+) -> CalibrationTables:
+    """The user's tables, the shipped ones of this checkpoint, or neutral ones. Raises UserError for a damaged file."""
+    if explicit is not None:
+        return CalibrationTables.load(explicit)
+    return find_tables(name, source) or neutral_tables(config)
+
+
 def shipped_tables(model: str) -> Path:
     """Where the package keeps a named checkpoint's tables (the file may not exist)."""
     return SHIPPED / f"{model}.safetensors"

@@ -10,8 +10,8 @@ from typing import Any
 from adakv_model.budget import plan_cache
 from adakv_model.config import MODELS, LlamaConfig
 from adakv_model.digest import sha256_of
-from adakv_model.errors import UserError
-from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from adakv_model.errors import UserError, first_line
+from adakv_model.tables import choose_tables
 from adakv_model.terminal import make_console, print_note
 from export import plan_drawing
 from export.options import ExportOptions, default_embedding
@@ -59,7 +59,7 @@ class Planned:
 def plan(options: ExportOptions) -> Planned:
     """Raises UserError for whatever the export itself would refuse before it reads weights."""
     shape = shape_of(options)
-    tables = _tables(options, shape)
+    tables = choose_tables(shape.name, shape.source, shape.config, options.tables)
     planned = plan_cache(shape.config, tables, options.cache)
     states = None
     if options.core_ml:
@@ -120,12 +120,6 @@ def shape_of(options: ExportOptions) -> Shape:
     raise UserError(f"{path} does not exist: pass a Hugging Face folder or a .gguf file")
 
 
-def _tables(options: ExportOptions, shape: Shape) -> CalibrationTables:
-    if options.tables is not None:
-        return CalibrationTables.load(options.tables)
-    return find_tables(shape.name, shape.source) or neutral_tables(shape.config)
-
-
 def _digest(path: Path) -> dict[str, str]:
     """What shipped tables are found by; nothing of a large file, whose tables the export itself will find."""
     return {"sha256": sha256_of(path)} if path.is_file() and path.stat().st_size <= HASHED else {}
@@ -149,5 +143,6 @@ def _hub_config(hub_id: str) -> LlamaConfig:
     try:
         return _folder_config(Path(huggingface_hub.hf_hub_download(hub_id, "config.json")))
     except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot read the configuration of '{hub_id}' ({reason}): pass --checkpoint FOLDER") from error
+        raise UserError(
+            f"cannot read the configuration of '{hub_id}' ({first_line(error)}): pass --checkpoint FOLDER"
+        ) from error

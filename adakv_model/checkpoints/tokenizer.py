@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
-from adakv_model.errors import UserError
+from adakv_model.errors import UserError, first_line
 
 # Names of PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES; chat templates get them as variables.
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -146,9 +146,8 @@ def _converted(folder: Path) -> tuple[bytes, dict[str, str]]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         content = tokenizer.backend_tokenizer.to_str().encode()
     except Exception as error:  # whatever a tokenizer class raises for files it cannot use
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{folder} has no tokenizer.json, and its other tokenizer files cannot be read ({reason}): "
+            f"{folder} has no tokenizer.json, and its other tokenizer files cannot be read ({first_line(error)}): "
             "save them again with transformers' save_pretrained"
         ) from error
     return complete(content, {}), dict(tokenizer.special_tokens_map)

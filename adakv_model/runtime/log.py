@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
-from adakv_model.errors import debugging
+from adakv_model.errors import debugging, first_line
 
 
 class RuntimeLog:
@@ -50,11 +50,6 @@ class RuntimeLog:
         lines = [line.split("] ", 1)[1] for line in text.splitlines() if line.startswith("[") and "] " in line]
         wanted = [line for line in lines if "issing" in line or "rror" in line]
         return (wanted or lines or [""])[0].strip()
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's text, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def why(log: RuntimeLog, error: Exception) -> str:

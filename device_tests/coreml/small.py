@@ -18,7 +18,7 @@ import typer
 from safetensors.torch import save_file
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from adakv_model.tables import CalibrationTables, choose_tables
 
 TABLES = "tables.safetensors"
 
@@ -37,7 +37,7 @@ def few_layers(checkpoint: Checkpoint, layers: int, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps({**config.to_hf(), "model_type": "llama"}), encoding="utf-8")
     if checkpoint.tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer)
-    tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
+    tables = choose_tables(checkpoint.name, checkpoint.source, checkpoint.config)
     few_tables(tables, layers).save(folder / TABLES)
     return folder
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adakv_model.errors import UserError
+from adakv_model.errors import UserError, first_line
 from adakv_model.text_file import read_text
 
 TEXT_TASK = "wikitext2"
@@ -158,8 +158,7 @@ def _public_rows(task: str) -> Iterable[Mapping[str, Any]]:
     try:
         return datasets.load_dataset(source.path, source.config, split=source.split)
     except Exception as error:  # hub, network and cache failures have no common base class
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"cannot download {source.path} ({reason}): {remedy}") from error
+        raise UserError(f"cannot download {source.path} ({first_line(error)}): {remedy}") from error
 
 
 def _clean(text: str) -> str:

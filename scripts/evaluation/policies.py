@@ -11,7 +11,7 @@ from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
 from adakv_model.simulation.policies import Policy, make_policy
-from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from adakv_model.tables import CalibrationTables, choose_tables
 from evaluation.scorers import SimulatorScorer
 from training.cli import digest_of
 
@@ -85,10 +85,7 @@ class Tables:
 
 def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
     """The file at `path`, or the shipped tables of this checkpoint, or neutral ones. Raises UserError."""
-    if path is not None:
-        tables = CalibrationTables.load(path)
-    else:
-        tables = find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
+    tables = choose_tables(checkpoint.name, checkpoint.source, checkpoint.config, path)
     tables.check(checkpoint.config)
     return Tables(tables)
 
