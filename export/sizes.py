@@ -3,6 +3,8 @@ finished model; a test compares the two for every recipe."""
 
 from __future__ import annotations
 
+import math
+
 from adakv_model.checkpoints.weights import weight_shapes
 from adakv_model.config import LlamaConfig
 from export.options import DEFAULT_RECIPE
@@ -39,15 +41,8 @@ def package_bits(config: LlamaConfig, weights: str) -> dict[str, float]:
 
 
 def _summary(config: LlamaConfig, bits: float) -> dict[str, float]:
-    count = sum(_product(shape) for shape in weight_shapes(config).values())
+    count = sum(math.prod(shape) for shape in weight_shapes(config).values())
     return {"bits_per_weight": round(bits / count, 4), "weight_bytes": int(bits / 8), "weights": count}
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _layer(c: LlamaConfig) -> list[tuple[int, int]]:

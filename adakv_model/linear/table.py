@@ -30,7 +30,6 @@ from adakv_model.linear.blocks import (
 BITS = 6
 OFFSET = 1 << (BITS - 1)
 BLOCK_BYTES = ROWS * GROUP * BITS // 8
-BITS_PER_WEIGHT = BITS + 16 / GROUP
 _CANDIDATES = 8  # scales tried for each group, down to 74 % of the one that reaches the largest weight
 
 

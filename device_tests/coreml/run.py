@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -103,8 +102,3 @@ class CoreMLModel:
         """Copies of all states, and of the host's arrays under their own names."""
         arrays = self.host.arrays if self.host is not None else {}
         return {name: value.copy() for name, value in ({n: self.state(n) for n in self.layout.shapes} | arrays).items()}
-
-
-def open_model(folder: Path, precision: Precision = "fp16") -> CoreMLModel:
-    """The model of an artifact folder."""
-    return CoreMLModel(Artifact(folder), precision)
