@@ -17,7 +17,7 @@ import typer
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from adakv_model.command_line import ending
-from adakv_model.terminal import make_console, print_note, use_utf8
+from adakv_model.terminal import use_utf8
 from export.options import ExportOptions, flag
 from export.presets import PRESETS, gather
 
@@ -56,9 +56,6 @@ class AdakvExportCommand(BaseOptimumCLICommand):
                 from export import summary
                 from export.run import export_model
 
-                manifest = export_model(options, sys.argv)
-                summary.report(manifest, options.folder)
-                for note in summary.notes(manifest, options):
-                    print_note(make_console(), note)
+                summary.show(export_model(options, sys.argv), options)
         except typer.Exit as end:
             sys.exit(end.exit_code)

@@ -12,13 +12,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from adakv_model.command_line import HELP_NAMES, command, completed
-from adakv_model.terminal import make_console, print_note
 from export import listing
 from export.options import ExportOptions, flag
 from export.presets import PRESETS, gather
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = make_console()
 
 OTHER = "Other"
 
@@ -76,9 +74,7 @@ def main(
     from export.run import export_model
 
     manifest = export_model(options, sys.argv)
-    summary.report(manifest, options.folder)
-    for note in summary.notes(manifest, options):
-        print_note(console, note)
+    summary.show(manifest, options)
     if as_json:
         print(json.dumps(manifest))
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_note
 from export import plan_drawing
 from export.coreml.report import core_ml_cache, print_report
 from export.options import LOGITS, ExportOptions
 
 
-def report(manifest: dict[str, Any], out: Path) -> None:
-    """A table on standard error."""
+def show(manifest: dict[str, Any], options: ExportOptions) -> None:
+    """A table and notes on standard error."""
     console = make_console()
     if "report" in manifest:
         print_report(manifest, console)
-        return
+    else:
+        print_table(manifest, options.folder, console)
+    for note in notes(manifest, options):
+        print_note(console, note)
+
+
+def print_table(manifest: dict[str, Any], out: Path, console: Console) -> None:
+    """Of a program, its size and the cache's."""
     table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
     table.add_row("program", f"{manifest['files']['model.pte']['bytes'] / 1e6:.1f} MB, weights {weights_of(manifest)}")
     # Core ML's states take more than the rows of the plan.
