@@ -5,12 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from adakv_model.budget import PlannedCache, plan_cache
-from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.features import FEATURES
 from adakv_model.kv_cache import MixedPrecisionCache
@@ -18,38 +15,15 @@ from adakv_model.model import Llama, build_model
 from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
 from adakv_model.runtime.manifest import CALIBRATION, PROGRAM
-from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
+from adakv_model.tables import CalibrationTables, choose_tables
 from export.artifact import write_manifest, write_tokenizer
 from export.folder import atomic_folder
-from export.options import DEFAULT_RECIPE, LOGITS, default_embedding
+from export.options import LOGITS, ExportOptions, default_embedding
 from export.quiet import quiet
 from export.weights import quantize_weights, stored_bits
 
 Stage = Callable[[str], AbstractContextManager[None]]
 STAGES = 6  # how many stages export_android reports
-
-
-@dataclass(frozen=True)
-class AndroidOptions:
-    """One export. `cache` is checked against the model; the rest by the command line."""
-
-    model: str
-    out: Path
-    checkpoint: Path | None = None
-    random_weights: bool = False
-    tables: Path | None = None
-    quantize: str = DEFAULT_RECIPE
-    embedding: str | None = None  # default_embedding(quantize)
-    cache: CacheOptions = field(default_factory=CacheOptions)
-    target: str = "android"
-    logits: str | None = None  # `logits_of` says what becomes of it
-
-
-def choose_tables(checkpoint: Checkpoint, explicit: Path | None) -> CalibrationTables:
-    """The user's tables, the shipped ones of this checkpoint, or neutral ones."""
-    if explicit is not None:
-        return CalibrationTables.load(explicit)
-    return find_tables(checkpoint.name, checkpoint.source) or neutral_tables(checkpoint.config)
 
 
 def logits_of(wanted: str | None, plan: CachePlan) -> str:
@@ -73,13 +47,14 @@ def controller_section(planned: PlannedCache) -> dict[str, object]:
     return section | ({"feature_set": planned.features} if planned.plan.adaptive else {})
 
 
-def export_android(options: AndroidOptions, command: list[str], stage: Stage) -> dict[str, Any]:
-    """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
+def export_android(options: ExportOptions, command: list[str], stage: Stage) -> dict[str, Any]:
+    """Write the artifact folder atomically and return its manifest. options: checked; of them the cache is checked
+    again, against the model. Raises UserError for bad input."""
     library = native.operator_library()  # fail before the long work, not after it
-    with quiet(), atomic_folder(options.out) as folder:
+    with quiet(), atomic_folder(options.folder) as folder:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
-            tables = choose_tables(checkpoint, options.tables)
+            tables = choose_tables(checkpoint.name, checkpoint.source, checkpoint.config, options.tables)
             planned = plan_cache(checkpoint.config, tables, options.cache)
             plan, logits = planned.plan, logits_of(options.logits, planned.plan)
             model = build_exportable(checkpoint, tables, planned, logits)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adakv_model.budget import PlannedCache, plan_cache
-from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.config import MODELS
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.manifest import CALIBRATION
-from adakv_model.tables import CalibrationTables
-from export.android import AndroidOptions, Stage, choose_tables, controller_section, export_android
+from adakv_model.tables import CalibrationTables, choose_tables
+from export.android import Stage, controller_section, export_android
 from export.artifact import write_manifest, write_tokenizer
 from export.coreml.cache import CoreMLCache, CoreMLProgram, check_plan
 from export.coreml.inputs import CACHE, NEW, InputLayout
@@ -22,34 +20,10 @@ from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
 from export.folder import atomic_folder
-from export.options import DEFAULT_RECIPE, FEATURES_USED
+from export.options import ExportOptions
 from export.quiet import quiet
 
 STAGES = {"coreml": 7, "executorch": 4, "xnnpack": 6}  # how many stages each reports
-
-
-@dataclass(frozen=True)
-class IosOptions:
-    """One export. `cache` is checked against the model; the rest by the command line.
-
-    cache_io: states, or int8 for a cache that the host keeps and passes (coreml/inputs.py).
-    backend: coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16; xnnpack the .pte
-    of --target android, which is the same file on iOS. quantize, embedding, logits and cache.features are the latter's.
-    """
-
-    model: str
-    out: Path
-    checkpoint: Path | None = None
-    random_weights: bool = False
-    tables: Path | None = None
-    deployment_target: str = "iOS18"
-    weights: str = "int8"
-    backend: str = "coreml"
-    quantize: str = DEFAULT_RECIPE
-    embedding: str | None = None
-    cache: CacheOptions = field(default_factory=CacheOptions)
-    cache_io: str = FP16.name
-    logits: str | None = None
 
 
 def build_program(
@@ -66,17 +40,20 @@ def package_name(checkpoint: Checkpoint) -> str:
     return f"{spec.display_name if spec else checkpoint.name.rpartition('/')[2]}.mlpackage"
 
 
-def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict[str, Any]:
-    """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
+def export_ios(options: ExportOptions, command: list[str], stage: Stage) -> dict[str, Any]:
+    """Write the artifact folder atomically and return its manifest. Raises UserError for bad input.
+
+    options: checked. Backend coreml writes a package; executorch a .pte with the Core ML delegate, its weights in fp16;
+    xnnpack the .pte of --target android, which is the same file on iOS.
+    """
     storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
-        return export_android(_android_options(options), command, stage)
-    with quiet(), atomic_folder(options.out) as folder:
+        return export_android(options, command, stage)
+    with quiet(), atomic_folder(options.folder) as folder:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
-            tables = choose_tables(checkpoint, options.tables)
-            cache = replace(options.cache, departure=1, features=FEATURES_USED)
-            planned = coarse_plan(plan_cache(checkpoint.config, tables, cache), tables)
+            tables = choose_tables(checkpoint.name, checkpoint.source, checkpoint.config, options.tables)
+            planned = coarse_plan(plan_cache(checkpoint.config, tables, options.cache), tables)
             check_plan(planned.plan, storage)
             program = build_program(checkpoint, tables, planned, storage)
             checkpoint.weights.clear()
@@ -86,7 +63,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict[st
             sections = _package(options, checkpoint, planned, program, folder, stage)
         with stage("write artifact"):
             write_tokenizer(checkpoint, folder)
-            tables.only(options.cache.context).save(folder / CALIBRATION)
+            tables.only(options.context).save(folder / CALIBRATION)
             common: dict[str, object] = {
                 "target": "ios",
                 "backend": options.backend,
@@ -117,7 +94,7 @@ def _form(plan: CachePlan, storage: Storage) -> dict[str, Any] | None:
 
 
 def _package(
-    options: IosOptions,
+    options: ExportOptions,
     checkpoint: Checkpoint,
     planned: PlannedCache,
     program: CoreMLProgram,
@@ -166,7 +143,7 @@ def _signature(program: CoreMLProgram, vocabulary: int, tokens: int) -> dict[str
 
 
 def _delegate(
-    options: IosOptions,
+    options: ExportOptions,
     checkpoint: Checkpoint,
     planned: PlannedCache,
     program: CoreMLProgram,
@@ -184,18 +161,3 @@ def _delegate(
         "outputs": {"logits": ["float32", [1, 1, vocabulary]]},
     }
     return {"program": PROGRAM, "methods": {"forward": forward}, "operators": calls}
-
-
-def _android_options(options: IosOptions) -> AndroidOptions:
-    return AndroidOptions(
-        options.model,
-        options.out,
-        options.checkpoint,
-        options.random_weights,
-        options.tables,
-        options.quantize,
-        options.embedding,
-        options.cache,
-        target="ios",
-        logits=options.logits,
-    )

@@ -21,34 +21,14 @@ def export_model(options: ExportOptions, command: list[str]) -> dict[str, Any]:
     options.check()
     if options.target == "ios":
         with stages(ios.STAGES[options.backend]) as stage:
-            return ios.export_ios(ios_options(options), command, stage)
+            return ios.export_ios(options, command, stage)
     if options.device_bundle is not None:
         runner_folder(options.device_runner)  # fails before the export does its work
     with stages(android.STAGES) as stage:
-        manifest = android.export_android(android_options(options), command, stage)
+        manifest = android.export_android(options, command, stage)
     if options.device_bundle is not None:
         write_device_bundle([options.folder], options.device_bundle, options.device_runner)
     return manifest
-
-
-def android_options(o: ExportOptions) -> android.AndroidOptions:
-    source = (o.model, o.folder, o.checkpoint, o.random_weights, o.tables)
-    return android.AndroidOptions(*source, o.quantize, o.embedding, o.cache, logits=o.logits)
-
-
-def ios_options(o: ExportOptions) -> ios.IosOptions:
-    source = (o.model, o.folder, o.checkpoint, o.random_weights, o.tables)
-    return ios.IosOptions(
-        *source,
-        o.deployment_target,
-        o.weights,
-        o.backend,
-        o.quantize,
-        o.embedding,
-        o.cache,
-        o.cache_io,
-        o.logits,
-    )
 
 
 @contextmanager

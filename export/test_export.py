@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.errors import UserError
@@ -20,8 +19,9 @@ from adakv_model.features import FEATURE_SETS
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import prefill
 from device_tests.exporting import ROOT, run_export
-from export.android import AndroidOptions, export_android
+from export.android import export_android
 from export.folder import atomic_folder
+from export.options import ExportOptions
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_missing_operator_library_fails_before_the_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAKV_OPS_LIBRARY", str(tmp_path / "gone.so"))
-    options = AndroidOptions(model="smollm2-135m-instruct", out=tmp_path / "out", cache=CacheOptions())
+    options = ExportOptions(model="smollm2-135m-instruct", out=tmp_path / "out")
 
     def no_stage(name: str):  # type: ignore[no-untyped-def]
         raise AssertionError(f"reached {name}")

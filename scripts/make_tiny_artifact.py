@@ -18,12 +18,11 @@ from typing import Annotated
 import typer
 from safetensors.torch import save_file
 
-from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.config import get_model
 from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
-from export.android import AndroidOptions, export_android
-from export.options import DEFAULT_RECIPE, LOGITS, RECIPES
+from export.android import export_android
+from export.options import DEFAULT_RECIPE, LOGITS, RECIPES, ExportOptions
 
 CONTEXT = 256
 
@@ -59,19 +58,16 @@ def main(
     """Write the artifact."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder))
-        options = AndroidOptions(
-            model="tiny",
+        options = ExportOptions(
             checkpoint=Path(folder),
             out=out,
             quantize=quantize,
-            cache=CacheOptions(
-                context=CONTEXT,
-                window=16,
-                chunk=8,
-                policy=policy,
-                kv_bits=6.0 if policy == "adaptive" else None,
-                features=features,
-            ),
+            context=CONTEXT,
+            window=16,
+            prefill_chunk=8,
+            kv=policy,
+            kv_bits=6.0 if policy == "adaptive" else None,
+            features=features,
             logits=logits,
         )
         export_android(options, sys.argv, lambda name: nullcontext())

@@ -12,19 +12,20 @@ import pytest
 from typer.testing import CliRunner
 
 import evaluate
-from adakv_model.cache_options import CacheOptions
 from adakv_model.runtime.manifest import MANIFEST
 from evaluation.lm_eval_model import AdaKV
 from evaluation.testing import ITEMS, arguments
-from export.android import AndroidOptions, export_android
+from export.android import export_android
+from export.options import ExportOptions
 
 
 @pytest.fixture(scope="module")
 def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static-3 program with float weights."""
     folder = tmp_path_factory.mktemp("artifact") / "static-3"
-    cache = CacheOptions(context=64, window=8, policy="static-3")
-    options = AndroidOptions("tiny", folder, tiny_folder, quantize="none", embedding="none", cache=cache, logits="all")
+    cache = {"context": 64, "window": 8, "kv": "static-3"}
+    weights = {"quantize": "none", "embedding": "none"}
+    options = ExportOptions(out=folder, checkpoint=tiny_folder, **cache, **weights, logits="all")
     export_android(options, sys.argv, lambda name: nullcontext())
     return folder
 
