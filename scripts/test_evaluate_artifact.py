@@ -23,9 +23,16 @@ from export.options import ExportOptions
 def artifact(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static-3 program with float weights."""
     folder = tmp_path_factory.mktemp("artifact") / "static-3"
-    cache = {"context": 64, "window": 8, "kv": "static-3"}
-    weights = {"quantize": "none", "embedding": "none"}
-    options = ExportOptions(out=folder, checkpoint=tiny_folder, **cache, **weights, logits="all")
+    options = ExportOptions(
+        checkpoint=tiny_folder,
+        out=folder,
+        context=64,
+        window=8,
+        kv="static-3",
+        quantize="none",
+        embedding="none",
+        logits="all",
+    )
     export_android(options, sys.argv, lambda name: nullcontext())
     return folder
 
