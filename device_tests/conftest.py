@@ -1,12 +1,14 @@
-"""Small artifacts for tests that are about devices, not about a model."""
+"""Small artifacts for tests that are about devices, not about a model; what tests over adb start from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from adakv_model.runtime.artifact import Artifact
+from device_tests.devices.emulated.testing import adb_server, build_probe
 from scripts.make_tiny_artifact import main as make_tiny_artifact
 
 
@@ -24,3 +26,16 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Art
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A private adb server, which this process's adb commands use; its port."""
+    with adb_server(tmp_path_factory.mktemp("adb")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def program(server: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small arm64 program in place of the runner: emulated/probe.c."""
+    return build_probe(tmp_path_factory.mktemp("probe"))

@@ -7,10 +7,7 @@ compiler or emulator is a failure, not a skip. Emulation says nothing about a ph
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,23 +15,22 @@ import pytest
 
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import generate
+from device_tests.devices.emulated.testing import require_tools
 from device_tests.devices.host import build_runner
+from device_tests.devices.local import EMULATOR
+from device_tests.devices.qemu import CPU
+from export.device_bundle import LOADER_COMMAND, RUNNER, loader_package
 from scripts.make_tiny_artifact import CONTEXT
 
-ROOT = Path(__file__).parents[1]
-EMULATOR = ["qemu-aarch64-static", "-cpu", "cortex-a76", "-L", "/usr/aarch64-linux-gnu"]
+EMULATED = [EMULATOR, "-cpu", CPU]
+SYSROOT = ["-L", "/usr/aarch64-linux-gnu"]
 PROMPT = [(37 * i + 11) % 320 for i in range(100)]
 
 Runner = Callable[..., subprocess.CompletedProcess]
 
 
-def run(*command: str | Path, **kwargs) -> subprocess.CompletedProcess:  # type: ignore[no-untyped-def]
-    return subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True, check=False, **kwargs)
-
-
-def build(*command: str | Path, **kwargs) -> None:  # type: ignore[no-untyped-def]
-    done = run(*command, **kwargs)
-    assert done.returncode == 0, done.stdout + done.stderr
+def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -46,23 +42,13 @@ def host_runner() -> Runner:
 @pytest.fixture(scope="session")
 def arm64_package() -> Path:
     """The folder that would go onto a device."""
-    if os.environ.get("ADAKV_SKIP_ARM64") == "1":
-        pytest.skip("ADAKV_SKIP_ARM64=1")
-    missing = [tool for tool in ("aarch64-linux-gnu-g++", EMULATOR[0]) if shutil.which(tool) is None]
-    if missing:
-        pytest.fail(
-            f"{' and '.join(missing)} missing: apt-get install g++-aarch64-linux-gnu qemu-user-static,"
-            " or set ADAKV_SKIP_ARM64=1",
-            pytrace=False,
-        )
-    folder = ROOT / "build" / "arm64" / "package"
-    build("scripts/build_arm64.sh", folder, env={**os.environ, "PYTHON": sys.executable})
-    return folder
+    require_tools()
+    return loader_package()
 
 
 @pytest.fixture(scope="session")
 def arm64_runner(arm64_package: Path) -> Runner:
-    return lambda *options: run(*EMULATOR, arm64_package / "adakv_runner", *options)
+    return lambda *options: run(*EMULATED, *SYSROOT, arm64_package / RUNNER, *options)
 
 
 @pytest.fixture(scope="session", params=["none", "8da4w-asym"])
@@ -105,9 +91,7 @@ def test_package_starts_with_its_own_loader(arm64_package: Path, arm64_runner: R
     """As on a device without these libraries: no sysroot, only what is in the folder."""
 
     def alone(*options: str) -> subprocess.CompletedProcess:
-        loader = arm64_package / "ld-linux-aarch64.so.1"
-        program = arm64_package / "adakv_runner"
-        return run(*EMULATOR[:3], loader, "--library-path", arm64_package, program, *options)
+        return run(*EMULATED, *LOADER_COMMAND, *options, cwd=arm64_package)
 
     got, expected = (ask(r, artifact, PROMPT, 3) for r in (alone, arm64_runner))
     assert got["token_ids"] == expected["token_ids"]

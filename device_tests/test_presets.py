@@ -11,14 +11,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from device_tests.devices.emulated.testing import require_tools
+from device_tests.devices.host import executorch_sdk
+from export.device_bundle import ROOT, loader_package
+
 ANDROID = ROOT / "android"
-SDK = ROOT / "build" / "arm64" / "sdk-1.5.1" / "executorch"
 
 TOOLCHAIN = """
 foreach(name ANDROID_ABI ANDROID_PLATFORM)
@@ -78,36 +80,18 @@ def test_the_presets_are_the_documented_ones() -> None:
 
 
 def test_host(tmp_path: Path) -> None:
-    done = cmake("--preset", "host", "-B", tmp_path, f"-DEXECUTORCH_ROOT={sdk_of_this_machine()}")
+    done = cmake("--preset", "host", "-B", tmp_path, f"-DEXECUTORCH_ROOT={executorch_sdk()}")
     assert done.returncode == 0, done.stderr
-
-
-def sdk_of_this_machine() -> str:
-    import importlib.util
-
-    spec = importlib.util.find_spec("executorch")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return spec.submodule_search_locations[0]
 
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    if os.environ.get("ADAKV_SKIP_ARM64") == "1":
-        pytest.skip("ADAKV_SKIP_ARM64=1")
-    script = subprocess.run(
-        [ROOT / "scripts" / "build_arm64.sh", ROOT / "build" / "arm64" / "package"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert script.returncode == 0, script.stderr
+    require_tools()
+    sdk = loader_package().with_name(f"sdk-{version('executorch')}") / "executorch"  # fetched for that package
     folder = tmp_path_factory.mktemp("stubs")
     toolchain = folder / "ndk" / "build" / "cmake" / "android.toolchain.cmake"
     package = folder / "executorch" / "lib" / "cmake" / "ExecuTorch" / "executorch-config.cmake"
-    for path, text in ((toolchain, TOOLCHAIN), (package, CONFIG.replace("@SDK@", str(SDK)))):
+    for path, text in ((toolchain, TOOLCHAIN), (package, CONFIG.replace("@SDK@", str(sdk)))):
         path.parent.mkdir(parents=True)
         path.write_text(text, encoding="utf-8")
     subprocess.run(["ar", "cr", folder / "executorch" / "lib" / "libempty.a"], check=True)

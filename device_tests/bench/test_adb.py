@@ -21,26 +21,19 @@ from device_tests.bench.rows import PROBE, SAMPLE, Row, read, sample_key
 from device_tests.devices.adb import AdbDevice
 from device_tests.devices.adb_scripts import ROOT as REMOTE
 from device_tests.devices.emulated import EmulatedDevice, Faults, Hardware
-from device_tests.devices.emulated.testing import adb_server, connect, disconnect
+from device_tests.devices.emulated.testing import connect, connected, disconnect
 from device_tests.exporting import ROOT, export_once
 from export.device_bundle import write_device_bundle
 
 SHORT = ["--pp", "16", "--tg", "8", "--threads", "1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with adb_server(tmp_path_factory.mktemp("adb")) as port:
-        yield port
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture
 def phone() -> Iterator[EmulatedDevice]:
-    with EmulatedDevice(Hardware.like_this_machine()) as device:
-        connect(device)
+    with EmulatedDevice(Hardware.like_this_machine()) as device, connected(device):
         yield device
         assert device.processes() == []
-        disconnect(device)
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +118,17 @@ def test_a_phone_short_of_memory(phone: EmulatedDevice, tiny: list[Path], tmp_pa
 
 
 def test_a_phone_that_cannot_be_used_leaves_no_file(tiny: list[Path], tmp_path: Path) -> None:
-    with EmulatedDevice(faults=Faults(authorised=False)) as locked:
-        connect(locked, expected="unauthorized")
+    with EmulatedDevice(faults=Faults(authorised=False)) as locked, connected(locked, expected="unauthorized"):
         done = bench(tmp_path / "x.jsonl", "--artifact", tiny[0], *SHORT)
-        disconnect(locked)
     assert done.returncode == 2
     assert f"error: {locked.address} is unauthorized: unlock it and accept the question" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_phones_at_once(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
-    with EmulatedDevice(Hardware.like_this_machine(model="Other emulated device")) as other:
-        connect(other)
+    with EmulatedDevice(Hardware.like_this_machine(model="Other emulated device")) as other, connected(other):
         done = bench(tmp_path / "x.jsonl", "--artifact", tiny[0], *SHORT, "--reps", "1")
         assert other.processes() == []
-        disconnect(other)
     assert done.returncode == 0, done.stderr
     models = [one["device"]["model"] for one in samples(tmp_path / "x.jsonl")]
     assert sorted(models) == ["AdaKV Emulated device"] * 2 + ["AdaKV Other emulated device"] * 2
@@ -147,12 +136,11 @@ def test_two_phones_at_once(phone: EmulatedDevice, tiny: list[Path], tmp_path: P
 
 def test_a_hot_phone_is_waited_for() -> None:
     hardware = Hardware(hot_celsius=60.0, cool_celsius=25.0, cooling_seconds=3.0)
-    with EmulatedDevice(hardware) as hot:
-        device = AdbDevice(connect(hot))
+    with EmulatedDevice(hardware) as hot, connected(hot) as client:
+        device = AdbDevice(client)
         waited, now = Cooling(target=35.0, limit=120.0, sleep=lambda seconds: time.sleep(seconds / 10)).wait(
             device.conditions
         )
-        disconnect(hot)
     assert waited.reached
     assert waited.waited > 0
     assert now.celsius is not None

@@ -11,10 +11,9 @@ from adakv_model.errors import UserError
 from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.local import LocalDevice, parallel_jobs, with_artifacts
 from device_tests.devices.processes import last_line, run_command
+from export.device_bundle import ROOT, RUNNER
 
-ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "runner-host"
-RUNNER = "adakv_runner"
 BUILD_TIMEOUT = 900.0  # seconds
 
 
@@ -35,15 +34,19 @@ def find(name: str | None) -> list[HostDevice]:
     return [HostDevice()]
 
 
-def build_runner() -> Path:
-    """The runner of this machine, up to date."""
+def executorch_sdk() -> str:
+    """The folder of ExecuTorch's wheel, which has its headers and libraries. Raises UserError."""
     spec = importlib.util.find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("executorch is missing from this environment: make venv")
-    sdk = spec.submodule_search_locations[0]
+    return spec.submodule_search_locations[0]
+
+
+def build_runner() -> Path:
+    """The runner of this machine, up to date."""
     configure = ["cmake", "-S", str(ROOT / "android"), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release"]
     for command in (
-        [*configure, f"-DEXECUTORCH_ROOT={sdk}"],
+        [*configure, f"-DEXECUTORCH_ROOT={executorch_sdk()}"],
         ["cmake", "--build", str(BUILD), "--parallel", parallel_jobs()],
     ):
         done = run_command(command, BUILD_TIMEOUT)

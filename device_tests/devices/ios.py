@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from device_tests.devices import apple
 from device_tests.devices.bundle import ARTIFACTS, IN, OUT, Bundle
 from device_tests.devices.conditions import Conditions
 from device_tests.devices.device import Completed, DeviceLost, RunTimeout
+from device_tests.devices.local import copy_out
 from device_tests.devices.processes import last_line, run_command
 
 APP, APP_ID = "AdaKVChat", "org.adakv.chat"
@@ -157,12 +157,7 @@ class IosDevice:
         with tempfile.TemporaryDirectory() as folder:
             fresh = Path(folder) / PurePosixPath(remote).name  # devicectl does not replace what is there
             self._copy("from", f"{DOCUMENTS}/{remote}", fresh)
-            if not fresh.exists():
-                raise UserError(f"{self.selector} has no {remote}: the run wrote none")
-            if fresh.is_dir():
-                shutil.copytree(fresh, local, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(fresh, local)
+            copy_out(fresh, local, f"{self.selector} has no {remote}")
 
     def conditions(self) -> Conditions:
         """What devicectl tells: neither temperatures nor clocks."""

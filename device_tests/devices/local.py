@@ -16,6 +16,8 @@ from device_tests.devices.conditions import Conditions
 from device_tests.devices.device import Completed
 from device_tests.devices.processes import run_command
 
+EMULATOR = "qemu-aarch64-static"  # runs arm64 programs
+
 
 class LocalDevice:
     """The "remote" folder is one of links, so that nothing is copied; it goes with `clean`."""
@@ -57,13 +59,7 @@ class LocalDevice:
         return run_command([*self.prefix, *bundle.command, *args], timeout, cwd=self._pushed())
 
     def pull(self, remote: str, local: Path) -> None:
-        source = self._pushed() / remote
-        if not source.exists():
-            raise UserError(f"{self.selector} has no {remote}: the run wrote none")
-        if source.is_dir():
-            shutil.copytree(source, local, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, local)
+        copy_out(self._pushed() / remote, local, f"{self.selector} has no {remote}")
 
     def conditions(self) -> Conditions:
         files = sysfs.read_local()
@@ -90,6 +86,16 @@ class LocalDevice:
         if self._folder is None:
             raise UserError(f"nothing was pushed to {self.selector} yet")
         return self._folder
+
+
+def copy_out(source: Path, local: Path, missing: str) -> None:
+    """A file, or a folder's content, to where `pull` shall put it. missing: beginning of the UserError without one."""
+    if not source.exists():
+        raise UserError(f"{missing}: the run wrote none")
+    if source.is_dir():
+        shutil.copytree(source, local, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, local)
 
 
 def with_artifacts(bundle: Bundle, artifacts: Sequence[Path]) -> Bundle:

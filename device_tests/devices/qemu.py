@@ -10,10 +10,10 @@ from pathlib import Path
 
 from adakv_model.errors import UserError
 from device_tests.devices.bundle import Bundle
-from device_tests.devices.local import LocalDevice, with_artifacts
+from device_tests.devices.local import EMULATOR, LocalDevice, with_artifacts
 from export.device_bundle import ABI, runner_folder
 
-EMULATOR, CPU = "qemu-aarch64-static", "cortex-a76"
+CPU = "cortex-a76"
 
 
 def android_runner(ndk: Path | None = None) -> Bundle:

@@ -17,26 +17,13 @@ from device_tests.devices import Bundle, BundleFile, RunTimeout, find, find_one
 from device_tests.devices.adb import AdbDevice
 from device_tests.devices.adb_scripts import HASHES, INCOMING, ROOT
 from device_tests.devices.emulated import EmulatedDevice, Hardware
-from device_tests.devices.emulated.testing import adb_server, build_probe, connect, disconnect, probe_bundle
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with adb_server(tmp_path_factory.mktemp("adb")) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def program(server: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_probe(tmp_path_factory.mktemp("probe"))
+from device_tests.devices.emulated.testing import connect, connected, probe_bundle
 
 
 @pytest.fixture(scope="module")
 def emulated(server: int) -> Iterator[EmulatedDevice]:
-    with EmulatedDevice() as device:
-        connect(device)
+    with EmulatedDevice() as device, connected(device):
         yield device
-        disconnect(device)
 
 
 @pytest.fixture
@@ -215,9 +202,12 @@ def test_two_sessions_on_one_device(device: AdbDevice, program: Path) -> None:
 
 
 def test_several_devices_at_once(server: int, emulated: EmulatedDevice, program: Path) -> None:
-    with EmulatedDevice(Hardware(serial="second")) as second, EmulatedDevice(Hardware(serial="third")) as third:
-        for one in (second, third):
-            connect(one)
+    with (
+        EmulatedDevice(Hardware(serial="second")) as second,
+        EmulatedDevice(Hardware(serial="third")) as third,
+        connected(second),
+        connected(third),
+    ):
         devices = [d for d in find("adb") if isinstance(d, AdbDevice)]
         assert {d.serial for d in devices} == {emulated.address, second.address, third.address}
         with pytest.raises(UserError, match="adb is 3 devices: choose one of"):
@@ -233,6 +223,4 @@ def test_several_devices_at_once(server: int, emulated: EmulatedDevice, program:
 
         with ThreadPoolExecutor(3) as pool:
             said = list(pool.map(work, devices))
-        for one in (second, third):
-            disconnect(one)
         assert said == [f"{len(d.serial)}:{d.serial}\n" for d in devices]

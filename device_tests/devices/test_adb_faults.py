@@ -15,20 +15,10 @@ from device_tests.devices.adb import AdbDevice
 from device_tests.devices.adb_client import AdbClient
 from device_tests.devices.adb_scripts import INCOMING, ROOT
 from device_tests.devices.emulated import EmulatedDevice, Faults, Hardware
-from device_tests.devices.emulated.testing import adb_server, build_probe, connect, disconnect, probe_bundle
+from device_tests.devices.emulated.testing import connect, connected, disconnect, probe_bundle
 
 Start = Callable[..., tuple[EmulatedDevice, AdbDevice]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with adb_server(tmp_path_factory.mktemp("adb")) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def program(server: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_probe(tmp_path_factory.mktemp("probe"))
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture
@@ -39,8 +29,7 @@ def start() -> Iterator[Start]:
 
         def one(hardware: Hardware | None = None, faults: Faults | None = None, **options: float):  # type: ignore[no-untyped-def]
             emulated = stack.enter_context(EmulatedDevice(hardware, faults))
-            stack.callback(disconnect, emulated)
-            client = connect(emulated)
+            client = stack.enter_context(connected(emulated))
             client.answer = options.pop("answer", client.answer)
             started.append((emulated, AdbDevice(client, **options)))
             return started[-1]
@@ -89,8 +78,7 @@ def test_no_adb(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unauthorised_and_offline_are_said_and_left_out(
     start: Start, server: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with EmulatedDevice(faults=Faults(authorised=False)) as locked:
-        connect(locked, expected="unauthorized")
+    with EmulatedDevice(faults=Faults(authorised=False)) as locked, connected(locked, expected="unauthorized"):
         with pytest.raises(UserError, match=f"{locked.address} is unauthorized: unlock it and accept the question"):
             find("adb")
         with pytest.raises(UserError, match="unlock it"):
@@ -105,7 +93,6 @@ def test_unauthorised_and_offline_are_said_and_left_out(
             find(f"adb:{gone.address}")
         with within(30), pytest.raises(DeviceLost, match="was lost; .* is offline: reconnect"):
             device.conditions()
-        disconnect(locked)
 
 
 @pytest.mark.parametrize("abis", [("x86_64", "x86"), ("armeabi-v7a", "armeabi")])

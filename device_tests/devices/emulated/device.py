@@ -27,8 +27,8 @@ from device_tests.devices.emulated.shell_service import serve_shell
 from device_tests.devices.emulated.sync_service import SyncService
 from device_tests.devices.emulated.system import Hardware
 from device_tests.devices.emulated.transport import Connection, Stream
+from device_tests.devices.local import EMULATOR
 
-EMULATOR = "qemu-aarch64-static"
 #: Of this machine, under the names toybox has on a phone.
 TOOLS = (
     "basename cat chmod cp cut date dd dirname du echo env find grep head kill ls mkdir mv nohup nproc pidof printf "

@@ -17,21 +17,15 @@ from hypothesis import strategies as st
 
 from device_tests.devices.emulated import EmulatedDevice
 from device_tests.devices.emulated.shell_service import Renamer
-from device_tests.devices.emulated.testing import adb_server, connect, disconnect
+from device_tests.devices.emulated.testing import connected
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with adb_server(tmp_path_factory.mktemp("adb")) as port:
-        yield port
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture
 def device() -> Iterator[EmulatedDevice]:
-    with EmulatedDevice() as device:
-        connect(device)
+    with EmulatedDevice() as device, connected(device):
         yield device
-        disconnect(device)
 
 
 def adb(device: EmulatedDevice, *words: str) -> subprocess.CompletedProcess[str]:
@@ -88,11 +82,9 @@ def test_forward(device: EmulatedDevice) -> None:
 
 
 def test_nothing_is_left() -> None:
-    with EmulatedDevice() as device:
-        connect(device)
+    with EmulatedDevice() as device, connected(device):
         adb(device, "shell", "nohup sleep 300 >/dev/null 2>&1 &")
         assert len(device.processes()) == 1
-        disconnect(device)
     assert device.processes() == []
     assert not device.root.exists()
 

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +15,18 @@ import pytest
 
 from device_tests.devices.adb_client import READY, AdbClient
 from device_tests.devices.bundle import Bundle, BundleFile
-from device_tests.devices.emulated.device import EMULATOR, EmulatedDevice
+from device_tests.devices.emulated.device import EmulatedDevice
+from device_tests.devices.local import EMULATOR
 
-NEEDED = {"adb": "adb", EMULATOR: "qemu-user-static", "aarch64-linux-gnu-gcc": "g++-aarch64-linux-gnu", "cc": "g++"}
+ARM64_TOOLS = {EMULATOR: "qemu-user-static", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
+ADB_TOOLS = {**ARM64_TOOLS, "adb": "adb", "aarch64-linux-gnu-gcc": "g++-aarch64-linux-gnu", "cc": "g++"}
 
 
-def require_tools() -> None:
-    """Fail, or skip where ADAKV_SKIP_ARM64=1 says so, if a program is not installed."""
-    missing = [package for tool, package in NEEDED.items() if shutil.which(tool) is None]
-    if missing and os.environ.get("ADAKV_SKIP_ARM64") == "1":
+def require_tools(needed: Mapping[str, str] = ARM64_TOOLS) -> None:
+    """Skip where ADAKV_SKIP_ARM64=1 leaves arm64 out, fail where a program is missing. needed: program -> package."""
+    if os.environ.get("ADAKV_SKIP_ARM64") == "1":
         pytest.skip("ADAKV_SKIP_ARM64=1")
+    missing = sorted({package for tool, package in needed.items() if shutil.which(tool) is None})
     if missing:
         pytest.fail(f"apt-get install {' '.join(missing)}, or set ADAKV_SKIP_ARM64=1", pytrace=False)
 
@@ -33,7 +35,7 @@ def require_tools() -> None:
 def adb_server(home: Path) -> Iterator[int]:
     """A private adb server: its own port and keys, deaf to USB and to emulators, so that a user's server and phones are
     not touched. It is this process's until the end, which ends it; yields its port."""
-    require_tools()
+    require_tools(ADB_TOOLS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -73,6 +75,16 @@ def connect(device: EmulatedDevice, expected: str = READY) -> AdbClient:
 def disconnect(device: EmulatedDevice) -> None:
     """The server forgets it; otherwise it would try to connect again, and again."""
     subprocess.run(["adb", "disconnect", device.address], check=False, capture_output=True, timeout=60)
+
+
+@contextmanager
+def connected(device: EmulatedDevice, expected: str = READY) -> Iterator[AdbClient]:
+    """Connected inside, forgotten after."""
+    client = connect(device, expected)
+    try:
+        yield client
+    finally:
+        disconnect(device)
 
 
 def build_probe(folder: Path) -> Path:
