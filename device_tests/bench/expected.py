@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +41,16 @@ def expected_logits(folder: Path, tokens: tuple[int, ...], forced: int) -> np.nd
 
 def compute(folder: Path, tokens: list[int], forced: int) -> np.ndarray:
     """The same, in this process: ExecuTorch's Python runtime, or for a Core ML package the evaluator."""
-    import torch
-
     from adakv_model.runtime.artifact import Artifact, set_threads
+    from device_tests.parity.compare import run_program
 
-    artifact, prompt = Artifact(folder), tokens[: len(tokens) - forced]
+    artifact = Artifact(folder)
     if "core_ml_states" in artifact.manifest:
         from device_tests.coreml.run import CoreMLModel
 
-        return CoreMLModel(artifact).prefill(tokens)[len(prompt) - 1 :]
+        return CoreMLModel(artifact).prefill(tokens)[len(tokens) - forced - 1 :]
     set_threads(2)
-    model, rest = artifact.load(), iter(tokens)
-    for count in artifact.plan.chunks(0, len(prompt)):
-        last = model.step(list(islice(rest, count)))[-1]
-    return torch.stack([last, *(model.step([token])[-1] for token in rest)]).numpy()
+    return run_program(artifact.load(), tokens, forced).numpy()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from adakv_model.kv_cache import MixedPrecisionCache
 from adakv_model.model import Llama
 from adakv_model.reference import nearest_tier_with_room
 from adakv_model.runtime.artifact import HostModel
+from adakv_model.runtime.generate import prefill
 
 
 @dataclass
@@ -91,6 +92,13 @@ def run_eager(model: Llama, tokens: list[int], chunk: int) -> Tensor:
         rows.append(model(torch.tensor([tokens[at : at + count]]), torch.tensor([at]))[0])
         at += count
     return torch.cat(rows)
+
+
+def run_program(model: HostModel, tokens: list[int], forced: int) -> Tensor:
+    """Logits [forced + 1, V] of a program: after all but the last `forced` tokens, fed in its chunks, and after each
+    of those."""
+    prompt = len(tokens) - forced
+    return torch.stack([prefill(model, tokens[:prompt]), *(model.step([token])[-1] for token in tokens[prompt:])])
 
 
 def synchronise(model: Llama, artifact_tiers: Tensor, tolerance: float) -> TieSync | None:

@@ -25,7 +25,7 @@ from device_tests.bench.probe import probe_length
 from device_tests.bench.runner import force_args, parse_result, placement_args
 from device_tests.devices import Bundle, Device, find_one
 from device_tests.parity.bounds import DEVICE_MAX_KL, MIN_TOP1
-from device_tests.parity.compare import Agreement, snapshot
+from device_tests.parity.compare import Agreement, run_program, snapshot
 
 TIMEOUT = 900.0  # seconds a run; emulation is slow
 NEW_TOKENS = 16
@@ -101,10 +101,7 @@ def on_device(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.
 def here(runs: Runs, model: HostModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The same of this machine's runtime, through Python."""
     model.reset()
-    rest = iter(runs.tokens)
-    for count in runs.artifact.plan.chunks(0, len(runs.tokens) - runs.forced):
-        last = model.step(list(islice(rest, count)))[-1]
-    return torch.stack([last, *(model.step([token])[-1] for token in rest)]), snapshot(model)
+    return run_program(model, runs.tokens, runs.forced), snapshot(model)
 
 
 def test_logits(runs: Runs, on_device: tuple, here: tuple) -> None:
