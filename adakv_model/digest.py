@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 LARGE = 8 << 20  # bytes; smaller files are read again each time
+ID_DIGITS = 16  # of a program's SHA-256: the name of its folder on a device
 
 
 def sha256_of(path: Path) -> str:
@@ -15,10 +17,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def default_cache_dir() -> Path:
+def default_cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """`$ADAKV_CACHE`, or `~/.cache/adakv`."""
-    configured = os.environ.get("ADAKV_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "adakv"
+    configured = environment.get("ADAKV_CACHE")
+    return Path(configured) if configured else Path(environment.get("HOME", "~")).expanduser() / ".cache" / "adakv"
 
 
 def known_sha256(path: Path) -> str:

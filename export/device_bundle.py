@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adakv_model.digest import ID_DIGITS
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
 from export.artifact import describe
@@ -35,7 +36,6 @@ BUILD_TIMEOUT = 1200.0  # seconds
 
 FORMAT = "adakv-bundle-1"
 DESCRIPTION, SUMS, START = "bundle.json", "SHA256SUMS", "run.sh"
-ID_DIGITS = 16  # of a program's SHA-256, the name of its folder
 
 
 def write_device_bundle(artifacts: Sequence[Path], out: Path, runner: Path | None = None) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adakv.doctor.finding import Finding, Machine, fatal, info, ok, silent, slow
 from adakv_model.config import DEFAULT_MODEL, get_model
-from adakv_model.digest import sha256_of
+from adakv_model.digest import default_cache_dir, sha256_of
 
 GIB = 2**30
 EXPORT_DISK = 0.5  # GiB: an artifact of the default model twice (the new one beside the old), and scratch
@@ -20,7 +20,11 @@ EXPORT_MEMORY = 1.5  # GiB: the default export takes 1.12
 
 
 def disk(machine: Machine) -> Iterator[Finding]:
-    places = {"here": Path.cwd(), "temporary files": Path(tempfile.gettempdir()), "cache": cache_folder(machine)}
+    places = {
+        "here": Path.cwd(),
+        "temporary files": Path(tempfile.gettempdir()),
+        "cache": default_cache_dir(machine.environment),
+    }
     for name, place in places.items():
         standing = next(p for p in (place, *place.parents) if p.exists())
         free = shutil.disk_usage(standing).free / GIB
@@ -42,14 +46,8 @@ def memory(machine: Machine) -> Iterator[Finding]:
     yield ok("memory", text) if free > EXPORT_MEMORY else slow("memory", text, "close programs, or add swap")
 
 
-def cache_folder(machine: Machine) -> Path:
-    """As adakv_model.checkpoints.sources has it, of this machine's environment."""
-    configured = machine.environment.get("ADAKV_CACHE")
-    return Path(configured) if configured else Path(machine.environment.get("HOME", "~")).expanduser() / ".cache/adakv"
-
-
 def cache(machine: Machine) -> Iterator[Finding]:
-    folder = cache_folder(machine)
+    folder = default_cache_dir(machine.environment)
     standing = next(p for p in (folder, *folder.parents) if p.exists())
     if not standing.is_dir() or not os.access(standing, os.W_OK):
         yield fatal("cache folder", f"{folder} cannot be written", "set ADAKV_CACHE to a writable folder")

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from adakv_model.digest import ID_DIGITS, sha256_of
 from adakv_model.errors import UserError
 
 IN, OUT, ARTIFACTS = "in", "out", "artifacts"
-ID_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class BundleFile:
     def of(cls, path: Path, executable: bool = False) -> BundleFile:
         """Raises UserError where the file cannot be read."""
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(path, digest, path.stat().st_size, executable)
+            return cls(path, sha256_of(path), path.stat().st_size, executable)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror})") from error
 
