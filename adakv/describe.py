@@ -13,7 +13,7 @@ from rich.table import Table
 
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.digest import sha256_of
-from adakv_model.runtime.manifest import PROGRAM, read_manifest
+from adakv_model.runtime.manifest import PROGRAM, is_calibrated, read_manifest
 from adakv_model.terminal import make_console
 from export import plan_drawing
 
@@ -83,7 +83,7 @@ def summary(manifest: dict[str, Any], cache: dict[str, Any]) -> dict[str, Any]:
         "weights": manifest.get("weights"),
         "quantize": manifest.get("quantize"),
         "logits": manifest.get("logits", "all"),
-        "calibrated": manifest.get("calibration", {}).get("calibrated") is not False,
+        "calibrated": is_calibrated(manifest),
         "policy": cache["policy"],
         "context": cache["context"],
         "bytes_allocated": cache["bytes_allocated"],
@@ -146,14 +146,13 @@ def _facts(manifest: dict[str, Any], cache: dict[str, Any]) -> list[tuple[str, s
     policy = cache["policy"]
     if features := manifest.get("controller", {}).get("feature_set"):
         policy += f", decides by features {features}"
-    calibrated = manifest.get("calibration", {}).get("calibrated") is not False
     return [
         ("model", model["name"] + (" (random weights)" if model["random_weights"] else "")),
         ("shape", shape),
         ("source", where),
         ("target", f"{manifest.get('target')}: {manifest.get('program', PROGRAM)}"),
         ("weights", str(recipe)),
-        ("policy", policy + ("" if calibrated else ", not calibrated")),
+        ("policy", policy + ("" if is_calibrated(manifest) else ", not calibrated")),
         ("steps", f"{cache['prefill_chunk']} tokens at most, logits of {manifest.get('logits', 'all')}"),
         ("created", manifest["created"]),
         ("command", shlex.join(manifest["command"])),

@@ -15,6 +15,12 @@ def make_console(*, stderr: bool = True, **options: Any) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
 
 
+def table_console(width: int) -> Console:
+    """A console on standard output for wide tables: `width` columns where that is no terminal."""
+    console = make_console(stderr=False)
+    return console if console.is_terminal else make_console(stderr=False, width=width)
+
+
 def text_column(template: str) -> TextColumn:
     """A column of a progress bar whose fields are shown as they are."""
     return TextColumn(template, markup=False)

@@ -18,14 +18,13 @@ from rich.text import Text
 
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_note
+from adakv_model.terminal import make_console, print_note, table_console
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
 from device_tests.bench.table import WIDTH
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-console = make_console(stderr=False)
 errors = make_console()
 
 
@@ -50,9 +49,7 @@ def main(
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))
     else:
-        if not console.is_terminal:
-            console.width = WIDTH
-        console.print(table(found))
+        table_console(WIDTH).print(table(found))
     if all(comparison.ratio is None for comparison in found):
         raise typer.Exit(Exit.CHECK)
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from adakv_model.runtime.manifest import is_calibrated
 from adakv_model.terminal import make_console, print_note
 from export import plan_drawing
 from export.coreml.report import core_ml_cache, print_report
@@ -64,7 +65,7 @@ def notes(manifest: dict[str, Any], options: ExportOptions) -> list[str]:
     found = list(manifest["model"].get("notes", ()))
     if not options.core_ml:
         found += plan_drawing.notes(manifest["kv_cache"], options.kv_bits)
-    if not options.random_weights and manifest["calibration"].get("calibrated") is False:
+    if not options.random_weights and not is_calibrated(manifest):
         found.append("no calibration tables for this checkpoint: run adakv calibrate")
     if options.logits == LOGITS[0] and manifest.get("logits") == "all":
         used = manifest["controller"]["feature_set"]

@@ -27,7 +27,7 @@ from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_note
+from adakv_model.terminal import make_console, print_note, table_console
 from peers import show
 from peers.children import SCRIPTS
 from peers.store import Store
@@ -104,8 +104,7 @@ def main(
     except KeyboardInterrupt:
         print_note(console, f"go on with --resume: {json_path} has {len(store.cells)} cells")
         raise
-    terminal = make_console(stderr=False)
-    make_console(stderr=False, width=terminal.width if terminal.is_terminal else show.WIDTH).print(show.table(rows))
+    table_console(show.WIDTH).print(show.table(rows))
     for note in bench.notes:
         console.print(note, style="dim")
     if plot is not None and rows:

@@ -8,15 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console
+from adakv_model.terminal import table_console
 
 WIDTH = 150  # of a table that goes to a file
 
 
 def wide_console() -> Console:
     """On stdout, wide enough for a table where that is no terminal."""
-    console = make_console(stderr=False)
-    return console if console.is_terminal else make_console(stderr=False, width=WIDTH)
+    return table_console(WIDTH)
 
 
 def replace_section(page: Path, name: str, text: str) -> None:

@@ -31,7 +31,6 @@ import typer
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
-from adakv_model.runtime.manifest import TOKENIZER
 from adakv_model.text_file import read_text
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines
@@ -52,7 +51,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def tokens_of(artifact: Artifact, text: Path, count: int) -> list[int]:
     """Tokens of the text, repeated; any tokens where the artifact has no tokenizer."""
-    if not (artifact.folder / TOKENIZER).is_file():
+    if not artifact.has_tokenizer:
         return random.Random(0).choices(range(artifact.plan.vocab_size), k=count)
     ids = artifact.codec.encode_start(read_text(text))
     return (ids * (count // len(ids) + 1))[:count]

@@ -41,6 +41,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_calibrated(manifest: dict[str, Any]) -> bool:
+    """Whether its tables were made for its checkpoint; of neutral ones they say that they were not."""
+    return manifest.get("calibration", {}).get("calibrated") is not False
+
+
 def damaged(folder: Path, reason: str) -> UserError:
     """The error about a manifest that no export wrote like that."""
     return UserError(f"{folder / MANIFEST} is damaged ({reason}): export again")

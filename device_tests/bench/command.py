@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, table_console
 from device_tests.bench import dashboard, trace
 from device_tests.bench.cooling import Cooling
 from device_tests.bench.plan import check_contexts, matrix
@@ -30,7 +30,6 @@ from device_tests.devices import Bundle, Device, find
 
 ON_THIS_MACHINE = ("host", "qemu", "simulator", "mac")  # they would disturb each other
 
-console = make_console(stderr=False)
 progress = make_console()
 
 
@@ -142,8 +141,7 @@ def run_all(
 def show(rows: list[Row], request: Request) -> None:
     """Tables, verdicts, what failed, and the files asked for. Raises UserError."""
     found = groups(rows)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = table_console(WIDTH)
     for shown in tables(found):
         console.print(shown)
     if len({group.artifact["id"] for group in found}) > 1:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adakv_model.errors import UserError
-from device_tests.bench.rows import Row
+from device_tests.bench.rows import Row, write_json
 from device_tests.bench.summary import Group, groups
 
 APPS = {"adb": "ANDROID_APP", "ios": "IOS_APP"}
@@ -27,10 +26,7 @@ def records(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def write(rows: Iterable[Row], path: Path) -> None:
     """Raises UserError."""
-    try:
-        path.write_text(json.dumps(records(rows), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from error
+    write_json(path, records(rows))
 
 
 def _of_group(group: Group) -> Iterator[dict[str, Any]]:

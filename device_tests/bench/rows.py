@@ -104,6 +104,14 @@ def _lines(data: bytes) -> Iterator[tuple[Row, int]]:
         yield row, end
 
 
+def write_json(path: Path, content: object) -> None:
+    """Another form of the results, as one JSON file. Raises UserError."""
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from error
+
+
 class ResultsFile:
     """Rows of one run, also from several threads."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from adakv_model.errors import UserError
-from device_tests.bench.rows import Row
+from device_tests.bench.rows import Row, write_json
 
 PHASES, STEPS = 1, 2  # thread numbers of the trace's two tracks
 
@@ -53,10 +51,7 @@ def events(sample: Row) -> list[dict[str, Any]]:
 def write(sample: Row, path: Path) -> None:
     """Raises UserError."""
     content = {"displayTimeUnit": "ms", "traceEvents": events(sample), "otherData": {"test": sample["test"]}}
-    try:
-        path.write_text(json.dumps(content), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from error
+    write_json(path, content)
 
 
 def _complete(track: int, name: str, start_ns: int, ns: int, args: dict[str, Any]) -> dict[str, Any]:

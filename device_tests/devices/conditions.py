@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,6 @@ class Conditions:
     memory_total: int | None = None
     memory_available: int | None = None
     load: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def celsius(self) -> float | None:
