@@ -13,12 +13,12 @@ from adakv_model.checkpoints.sources import (
     fetch_bundled_file,
     fetch_hub_folder,
 )
-from adakv_model.checkpoints.weights import Checkpoint, draw_weights, weight_shapes
+from adakv_model.checkpoints.weights import Checkpoint, draw_weights
 from adakv_model.config import DEFAULT_MODEL, MODELS, BundledSource, ModelSpec, get_model
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 
-__all__ = ["Checkpoint", "load_checkpoint", "weight_shapes"]
+__all__ = ["Checkpoint", "load_checkpoint"]
 
 
 def load_checkpoint(

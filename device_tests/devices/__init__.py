@@ -3,10 +3,9 @@
 from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.conditions import Battery, Conditions, Core
 from device_tests.devices.device import Completed, Device, DeviceLost, RunTimeout
-from device_tests.devices.registry import TRANSPORTS, find, find_one
+from device_tests.devices.registry import find, find_one
 
 __all__ = [
-    "TRANSPORTS",
     "Battery",
     "Bundle",
     "BundleFile",

@@ -7,11 +7,10 @@
 
 coremltools converts on Linux but predicts on macOS only. This package reads the specification inside a `.mlpackage`
 (through coremltools' protobufs) and computes it with torch on the CPU. It is a check of what the file says, not of
-Apple's hardware: see `Program` for the arithmetic, which no Core ML compute unit promises to share bit for bit.
+Apple's hardware: see `program.py` for the arithmetic, which no Core ML compute unit promises to share bit for bit.
 """
 
 from device_tests.coreml.evaluator.package import Package
-from device_tests.coreml.evaluator.program import Precision, Program
-from device_tests.coreml.evaluator.tensor_spec import TensorSpec
+from device_tests.coreml.evaluator.program import Precision
 
-__all__ = ["Package", "Precision", "Program", "TensorSpec"]
+__all__ = ["Package", "Precision"]
