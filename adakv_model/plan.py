@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adakv_model.packing import BLOCK, padded
 from adakv_model.quantizer import SUPPORTED_BITS, ScaleMode, row_bytes, scale_bytes
-from adakv_model.window import cut, largest_chunk, left
+from adakv_model.window import cut, largest_chunk, left, observed_queries
 
 ALIGNMENT = 16  # bytes; every block of codes or scales starts on a multiple of it
 MAX_TIERS = 8
@@ -143,11 +143,8 @@ class CachePlan:
 
     @property
     def lag(self) -> int:
-        """Queries after a token whose attention to it is known before any chunk in which it leaves.
-
-        departure > 1: for chunks that do not cross a multiple of it, as those of :meth:`chunks`.
-        """
-        return self.window - (self.chunk if self.departure == 1 else 1)
+        """See ``window.observed_queries``, for chunks as those of :meth:`chunks`."""
+        return observed_queries(self.window, self.chunk, self.departure)
 
     def chunks(self, position: int, count: int, size: int | None = None) -> Iterator[int]:
         """Sizes of the chunks that append `count` tokens at `position`: at most `size`, by default the plan's chunk.

@@ -20,6 +20,7 @@ from adakv_model.simulation.names import ADAPTIVE, BUDGETED, NAMES, PAPER_TIERS,
 from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.simulation.simulator import Decide, RowFormat
 from adakv_model.tables import CalibrationTables
+from adakv_model.window import observed_queries
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _paper(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOpti
         name="paper",
         rows=rows,
         window=window,
-        lag=window - chunk,
+        lag=observed_queries(window, chunk, departure=1),
         capacities=tuple(capacities),
         keeps_sink=False,
         decide=_by_score(lambda features, positions: scorer(features)[..., 0], thresholds),

@@ -13,7 +13,7 @@ from adakv_model.model import build_model
 from adakv_model.simulation.policies import Policy
 from adakv_model.simulation.simulator import SimulatedCache
 from adakv_model.tables import CalibrationTables
-from adakv_model.window import cut
+from adakv_model.window import cut, oldest
 
 OnLogits = Callable[[int, Tensor], None]  # position of the first row, logits [B, T, V] that follow those tokens
 
@@ -103,7 +103,7 @@ class Simulator:
         cache, policy = self.cache, self.policy
         lengths = torch.full((cache.batch,), end) if lengths is None else lengths
         real = torch.arange(start, end) < lengths.unsqueeze(1)
-        newest = (lengths - 1) // policy.departure * policy.departure - policy.window  # of the tokens that left
+        newest = oldest(lengths - 1, policy.window, policy.departure) - 1  # of the tokens that left
         left = torch.arange(cache.context) <= newest.unsqueeze(1)
         left[:, : int(policy.keeps_sink)] = False
         marks = torch.nn.functional.one_hot(cache.tiers, len(policy.capacities))

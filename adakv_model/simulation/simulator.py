@@ -20,7 +20,7 @@ from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
 from adakv_model.reference import ATTENTION_FLOOR, VARIANCE_FLOOR, spill_order
-from adakv_model.window import left
+from adakv_model.window import left, oldest
 
 #: features float32 [B, n, 8] and positions int64 [n] of leaving tokens -> tier each of them wants, int64 [B, n].
 Decide = Callable[[Tensor, Tensor], Tensor]
@@ -145,7 +145,7 @@ class SimulatedCache(nn.Module):
 
     def _oldest(self, position: int) -> int:
         """The first position in the window once `position` is appended; 0 counts like any other."""
-        return max(0, position // self.departure * self.departure - self.window_size + 1)
+        return max(0, oldest(position, self.window_size, self.departure))
 
     def features(self, first: int, end: int) -> Tensor:
         """float32 [B, end - first, 8], as ``reference.depart`` defines them."""
@@ -201,8 +201,8 @@ class SimulatedCache(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], int]:
         """Append, demote; rows beyond the window, rows of the window, and the position of the first of those."""
         count = new[0].shape[2]
-        start, oldest = self._oldest(p - 1), self._oldest(p + count - 1)
-        n_far = max(int(self.keeps_sink), oldest)
+        start, kept = self._oldest(p - 1), self._oldest(p + count - 1)
+        n_far = max(int(self.keeps_sink), kept)
         far, near = [], []
         for side, x in enumerate(new):
             exact = self.rows.stored(layer, side, x)
@@ -221,7 +221,7 @@ class SimulatedCache(nn.Module):
             if end > first:
                 leaving = recent[:, :, first - start : end - start]
                 store[:, :, first:end] = self.rows.demoted(layer, side, leaving, self.tiers[:, first:end])
-            self.near[layer][side] = recent[:, :, oldest - start :].clone()
+            self.near[layer][side] = recent[:, :, kept - start :].clone()
             far.append(store[:, :, :n_far])
             near.append(recent)
         return far, near, start
@@ -229,7 +229,7 @@ class SimulatedCache(nn.Module):
     def _visible(self, p: int, count: int, n_far: int, start: int, n_near: int) -> Tensor:
         """bool [T, n_far + n_near]: a query sees the sink, what left its window, and its window."""
         query = torch.arange(p, p + count).unsqueeze(1)
-        newest_left = query // self.departure * self.departure - self.window_size
+        newest_left = oldest(query, self.window_size, self.departure) - 1
         position = torch.arange(n_far)
         far = position <= newest_left
         recent = torch.arange(start, start + n_near)

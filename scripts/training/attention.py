@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adakv_model.config import LlamaConfig
 from adakv_model.kv_cache import FloatCache
+from adakv_model.window import oldest
 from training.positions import before_rope
 
 BLOCK = 64  # queries whose probabilities exist at the same time
@@ -172,10 +173,10 @@ def _near(a: int, b: int, window: int, departure: int = 1) -> tuple[int, Tensor]
 
     The sink counts as in the window while the first `window` tokens do; nothing depends on it."""
     query = torch.arange(a, b).unsqueeze(1)
-    oldest = query // departure * departure - window + 1  # plan.left
-    low = max(0, int(oldest[0]))
+    first = oldest(query, window, departure)
+    low = max(0, int(first[0]))
     token = torch.arange(low, b)
-    return low, (token <= query) & (token >= oldest)
+    return low, (token <= query) & (token >= first)
 
 
 def _record(trace: LayerTrace, p: Tensor, a: int, b: int, lag: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
 from adakv_model.errors import UserError
-from adakv_model.window import largest_chunk, left
+from adakv_model.window import largest_chunk, left, observed_queries
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Settings:
     @property
     def lag(self) -> int:
         """As ``CachePlan.lag``."""
-        return self.window - (self.chunk if self.departure == 1 else 1)
+        return observed_queries(self.window, self.chunk, self.departure)
 
     @property
     def departing(self) -> slice:

@@ -12,6 +12,7 @@ from adakv_model.attention import apply_rope
 from adakv_model.config import LlamaConfig
 from adakv_model.model import rope_tables
 from adakv_model.simulation.plan_rows import PlanRows
+from adakv_model.window import oldest
 
 
 class SoftTierCache(nn.Module):
@@ -53,7 +54,7 @@ class SoftTierCache(nn.Module):
         scores = q.flatten(1, 2) @ far[0].transpose(1, 2)  # [KV, G T, T]
         recent = self._recent(near[0])  # [KV, T, W, D]
         close = torch.einsum("hgtd,htwd->hgtw", q, recent)
-        newest_left = (torch.arange(count) // self.departure * self.departure - self.window).unsqueeze(1)
+        newest_left = oldest(torch.arange(count), self.window, self.departure).unsqueeze(1) - 1
         old = torch.arange(count) <= newest_left
         old[:, 0] = True
         position = self._recent(torch.arange(count).view(1, -1, 1).float())[0, :, :, 0]  # 0: padding, or the sink
