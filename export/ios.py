@@ -22,6 +22,7 @@ from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
 from export.folder import atomic_folder
+from export.number_range import check_core_ml
 from export.options import DEFAULT_RECIPE, FEATURES_USED
 from export.quiet import quiet
 
@@ -79,6 +80,7 @@ def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict[st
             planned = coarse_plan(plan_cache(checkpoint.config, tables, cache), tables)
             check_plan(planned.plan, storage)
             program = build_program(checkpoint, tables, planned, storage)
+            check_core_ml(checkpoint, program)
             checkpoint.weights.clear()
         if options.backend == "executorch":
             sections = _delegate(options, checkpoint, planned, program, folder, stage)
