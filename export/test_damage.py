@@ -153,7 +153,7 @@ def test_input_that_is_not_text(exported: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--temperature", "inf"), "--temperature inf must be 0 or a positive number"),
+        (("--temperature", "inf"), "--temperature inf must be a number, of at most 1,000,000"),
         (("--threads", "100000"), "--threads 100000 must lie between 1 and"),
         (("--seed", str(2**70)), "does not fit 64 bits"),
     ],
