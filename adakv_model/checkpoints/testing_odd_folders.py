@@ -57,7 +57,7 @@ class OddFolder:
 
 
 def odd_folders() -> st.SearchStrategy[OddFolder]:
-    stops = stop_ids() | st.just({})
+    stops: st.SearchStrategy[Any] = stop_ids() | st.just({})
     return st.builds(OddFolder, tokenizers_json(), tokenizer_configs(), stops, model_configs())
 
 
