@@ -93,15 +93,32 @@ inline void sum_groups(const WeightedGroups& groups, int first, const uint8_t* t
   }
 }
 
-void accumulate_16(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
-  for (int r = 0; r < values.count; ++r) {
-    const float scale = row_scale(16, values.scales + 2 * r) * kUnit16;
-    const uint8_t* row = values.codes + int64_t(r) * 2 * values.dim;
-    for (int q = 0; q < n; ++q) {
-      const float w = weights[q * stride + r] * scale;
-      float* a = acc + int64_t(q) * values.dim;
-      for (int c = 0; c < values.dim; c += kLanes) store(a + c, load(a + c) + set1(w) * levels_16(row + 2 * c));
+// Adds rows first .. first + rows - 1, a group or less. Rows in the inner loop, so that sums stay in registers.
+template <int kQueries>
+inline void add_rows_16(const Rows& values, int first, int rows, const float (*weights)[kGroupRows], float* acc) {
+  for (int c = 0; c < values.dim; c += kLanes) {
+    const uint8_t* row = values.codes + 2 * (int64_t(first) * values.dim + c);
+    Lanes sums[kQueries];
+    for (int i = 0; i < kQueries; ++i) sums[i] = load(acc + int64_t(i) * values.dim + c);
+    for (int r = 0; r < rows; ++r, row += 2 * values.dim) {
+      const Lanes levels = levels_16(row);
+      for (int i = 0; i < kQueries; ++i) sums[i] = sums[i] + set1(weights[i][r]) * levels;
     }
+    for (int i = 0; i < kQueries; ++i) store(acc + int64_t(i) * values.dim + c, sums[i]);
+  }
+}
+
+void accumulate_16(const Rows& values, const float* weights, int64_t stride, int n, float* acc) {
+  float scaled[kMaxQueries][kGroupRows];
+  for (int first = 0; first < values.count; first += kGroupRows) {
+    const int rows = std::min(kGroupRows, values.count - first);
+    for (int r = 0; r < rows; ++r) {
+      const float scale = row_scale(16, values.scales + 2 * (first + r)) * kUnit16;
+      for (int q = 0; q < n; ++q) scaled[q][r] = weights[q * stride + first + r] * scale;
+    }
+    for_query_tiles(n, [&](auto size, int q) {
+      add_rows_16<size()>(values, first, rows, scaled + q, acc + int64_t(q) * values.dim);
+    });
   }
 }
 
