@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -20,8 +19,11 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Art
     def make(**options: str) -> Artifact:
         key = tuple(sorted(options.items()))
         if key not in made:
-            name = "_".join(("tiny", *(f"{option}={value}" for option, value in key)))
-            made[key] = Artifact(made_once(tmp_path_factory, name, partial(make_tiny_artifact, **options)))
+            choices = "_".join(("tiny", *(f"{option}={value}" for option, value in key)))
+            name = f"{choices}/{'-'.join(options.values()) or 'default'}"
+            made[key] = Artifact(
+                made_once(tmp_path_factory, name, lambda folder: make_tiny_artifact(folder, **options))
+            )
         return made[key]
 
     return make

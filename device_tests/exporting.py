@@ -23,13 +23,13 @@ def run_export(*options: str, cwd: Path = ROOT, **kwargs) -> subprocess.Complete
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make` writes where it is told, at most once a test run. Do not modify it: the workers of
+    """Folder `name` ("choices/folder") as `make` writes it, at most once a test run. Do not modify it: the workers of
     pytest-xdist share it, as their temporary folders have one parent."""
     base = tmp_path_factory.getbasetemp()
-    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
-    folder, made = home / name, home / ".made"
-    home.mkdir(parents=True, exist_ok=True)
-    with locked(home):
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    lock, made = folder.parent / ".lock", folder.parent / ".made"
+    lock.mkdir(parents=True, exist_ok=True)
+    with locked(lock):  # not its parent: an export locks that itself
         if not made.exists():
             shutil.rmtree(folder, ignore_errors=True)
             make(folder)
@@ -44,4 +44,4 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ..
         done = run_export(*options, "--out", str(out))
         assert done.returncode == 0, done.stderr
 
-    return made_once(tmp_path_factory, "_".join(("export", *options)), export)
+    return made_once(tmp_path_factory, "_".join(("export", *options)) + "/out", export)
