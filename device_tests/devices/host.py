@@ -11,6 +11,7 @@ from adakv_model.errors import UserError
 from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.local import LocalDevice, parallel_jobs, with_artifacts
 from device_tests.devices.processes import last_line, run_command
+from export.folder import locked
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "runner-host"
@@ -36,17 +37,19 @@ def find(name: str | None) -> list[HostDevice]:
 
 
 def build_runner() -> Path:
-    """The runner of this machine, up to date."""
+    """The runner of this machine, up to date; one build at a time."""
     spec = importlib.util.find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("executorch is missing from this environment: make venv")
     sdk = spec.submodule_search_locations[0]
     configure = ["cmake", "-S", str(ROOT / "android"), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release"]
-    for command in (
-        [*configure, f"-DEXECUTORCH_ROOT={sdk}"],
-        ["cmake", "--build", str(BUILD), "--parallel", parallel_jobs()],
-    ):
-        done = run_command(command, BUILD_TIMEOUT)
-        if done.status:
-            raise UserError(f"the runner cannot be built ({last_line(done)}): see `{' '.join(command)}`")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with locked(BUILD):
+        for command in (
+            [*configure, f"-DEXECUTORCH_ROOT={sdk}"],
+            ["cmake", "--build", str(BUILD), "--parallel", parallel_jobs()],
+        ):
+            done = run_command(command, BUILD_TIMEOUT)
+            if done.status:
+                raise UserError(f"the runner cannot be built ({last_line(done)}): see `{' '.join(command)}`")
     return BUILD / RUNNER
