@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m-instruct
 ARTIFACT ?= artifacts/$(MODEL)-android
 IOS_ARTIFACT ?= artifacts/$(MODEL)-ios
+WORKERS ?= 2
+# Each worker computes on one core; a module's tests stay together, as they share what they made.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: help venv peers android ios test quick lint parity kernels clean
@@ -39,11 +42,12 @@ ios: venv  ## Export the Core ML package, report on it, and let it answer a prom
 	$(BIN)/python export.py --target ios --model $(MODEL) --out $(IOS_ARTIFACT)
 	$(BIN)/python -m device_tests.coreml.evaluator.generate --artifact $(IOS_ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
 
-test: venv lint kernels  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
-	$(BIN)/python -m pytest
+test: venv  ## Everything CI runs: lint, types, C++ with sanitizers, arm64 under emulation, all Python tests
+	$(MAKE) --no-print-directory -j2 -Otarget lint kernels
+	$(PYTEST)
 
 quick: venv lint  ## Lint, types and the quick tests: what to run while working
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 kernels: venv  ## C++ tests: release, ASan + UBSan, arm64 under emulation
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test_cpp.sh

@@ -28,11 +28,14 @@ SLOW = (
     "device_tests/test_host_run.py",
     "device_tests/test_presets.py",
     "device_tests/test_runner.py",
+    "device_tests/test_runner_faults.py",
     "export/coreml/test_cache.py",
     "export/test_damage.py",
     "export/test_device_bundle.py",
     "export/test_export.py",
     "export/test_ios.py",
+    "export/test_odd_folders.py::test_an_odd",
+    "export/test_odd_folders.py::test_odd",
     "scripts/test_bench_kernels.py",
     "scripts/test_evaluate_artifact.py",
     "scripts/test_long_context.py",
@@ -44,9 +47,12 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.nodeid.startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
+    """Marks what is slow, and begins with its modules, so that the workers of pytest-xdist end together."""
+    slow = [item for item in items if item.nodeid.startswith(SLOW)]
+    for item in slow:
+        item.add_marker(pytest.mark.slow)
+    modules = {item.path for item in slow}
+    items.sort(key=lambda item: item.path not in modules)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

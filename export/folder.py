@@ -42,7 +42,7 @@ def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
     place = target if within else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _locked(place):
+        with locked(place):
             _remove_stale(place, target)
             _check_replaceable(target, mark)
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_NEW}", dir=place))
@@ -53,7 +53,7 @@ def atomic_folder(target: Path, mark: str = MANIFEST) -> Iterator[Path]:
         with ended_by_signals():
             yield staging
             _use_umask(staging)
-            with _undisturbed(), _locked(place):
+            with _undisturbed(), locked(place):
                 _swap_contents(staging, target, mark) if within else _swap(staging, target)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -123,8 +123,8 @@ def _remove_stale(place: Path, target: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One export at a time swaps or cleans up in `folder`; no lock where the file system has none."""
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time is in here with the same `folder`; no lock where the file system has none."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         _try_lock(handle, fcntl.LOCK_EX)

@@ -6,6 +6,12 @@ find_package(Threads REQUIRED)
 # GCC would reassociate sums of integer vectors into trees, whose many partial sums do not fit the registers.
 set(_chains "$<$<CXX_COMPILER_ID:GNU>:-fno-tree-reassoc;-fno-tree-ter>")
 
+# Sanitizers check the same accesses at any level, and at -O3 a file of intrinsics takes minutes to compile with them.
+set(_optimize -O3)
+if(ADAKV_SANITIZE)
+  set(_optimize -O1)
+endif()
+
 # Attention, one file for each instruction set. Nobody reads floating point exceptions: without them, loops with a
 # comparison vectorise; nothing is contracted, so that results do not depend on the set.
 set(_kernels)
@@ -13,7 +19,7 @@ function(adakv_attend_kernels name)
   add_library(adakv_attend_${name} OBJECT "${_csrc}/cache/attend_${name}.cpp")
   target_include_directories(adakv_attend_${name} PRIVATE "${_csrc}")
   # GCC 12 takes the intrinsics' own undefined vectors for mistakes.
-  target_compile_options(adakv_attend_${name} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -Wno-maybe-uninitialized
+  target_compile_options(adakv_attend_${name} PRIVATE ${_optimize} -Wall -Wextra -Wno-unused-function -Wno-maybe-uninitialized
                                                       -ffp-contract=off -fno-trapping-math ${_chains} ${ARGN})
   set(_kernels ${_kernels} $<TARGET_OBJECTS:adakv_attend_${name}> PARENT_SCOPE)
 endfunction()
@@ -35,7 +41,7 @@ function(adakv_linear isa)
   add_library(adakv_linear_${isa} OBJECT "${_csrc}/linear/linear_${isa}.cpp")
   target_include_directories(adakv_linear_${isa} PRIVATE "${_csrc}")
   # Nobody reads floating point exceptions: without them, loops with a comparison vectorise. Results are the same.
-  target_compile_options(adakv_linear_${isa} PRIVATE -O3 -Wall -Wextra -Wno-unused-function -ffp-contract=off
+  target_compile_options(adakv_linear_${isa} PRIVATE ${_optimize} -Wall -Wextra -Wno-unused-function -ffp-contract=off
                                                      -fno-trapping-math ${_chains} ${ARGN})
   set(_rows ${_rows} $<TARGET_OBJECTS:adakv_linear_${isa}> PARENT_SCOPE)
 endfunction()
@@ -62,4 +68,4 @@ target_compile_definitions(adakv_kernels PRIVATE ${_have_avx2} ${_have_dotprod})
 # Packed bytes must not depend on whether the compiler fuses multiplications and additions.
 target_compile_options(adakv_kernels PRIVATE -ffp-contract=off)
 target_link_libraries(adakv_kernels PUBLIC Threads::Threads)
-target_compile_options(adakv_kernels PRIVATE -O3 -Wall -Wextra -Wno-unused-function)
+target_compile_options(adakv_kernels PRIVATE ${_optimize} -Wall -Wextra -Wno-unused-function)

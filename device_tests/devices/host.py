@@ -12,6 +12,7 @@ from device_tests.devices.bundle import Bundle, BundleFile
 from device_tests.devices.local import LocalDevice, parallel_jobs, with_artifacts
 from device_tests.devices.processes import last_line, run_command
 from export.device_bundle import ROOT, RUNNER
+from export.folder import locked
 
 BUILD = ROOT / "build" / "runner-host"
 BUILD_TIMEOUT = 900.0  # seconds
@@ -43,13 +44,15 @@ def executorch_sdk() -> str:
 
 
 def build_runner() -> Path:
-    """The runner of this machine, up to date."""
+    """The runner of this machine, up to date; one build at a time."""
     configure = ["cmake", "-S", str(ROOT / "android"), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release"]
-    for command in (
-        [*configure, f"-DEXECUTORCH_ROOT={executorch_sdk()}"],
-        ["cmake", "--build", str(BUILD), "--parallel", parallel_jobs()],
-    ):
-        done = run_command(command, BUILD_TIMEOUT)
-        if done.status:
-            raise UserError(f"the runner cannot be built ({last_line(done)}): see `{' '.join(command)}`")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with locked(BUILD):
+        for command in (
+            [*configure, f"-DEXECUTORCH_ROOT={executorch_sdk()}"],
+            ["cmake", "--build", str(BUILD), "--parallel", parallel_jobs()],
+        ):
+            done = run_command(command, BUILD_TIMEOUT)
+            if done.status:
+                raise UserError(f"the runner cannot be built ({last_line(done)}): see `{' '.join(command)}`")
     return BUILD / RUNNER

@@ -2,6 +2,10 @@
 // computed for itself and rounded after each operation, so results do not depend on that set.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -80,12 +84,22 @@ inline Lanes to_float(const IntLanes& x) {
   return each<Lanes>([&](size_t i) { return __builtin_convertvector(x.v[i], FloatVector); });
 }
 
+inline IntVector widen(const HalfVector& x) {
+#if defined(__AVX512F__)
+  return IntVector(_mm512_cvtepu16_epi32(__m256i(x)));
+#elif defined(__AVX2__)
+  return IntVector(_mm256_cvtepu16_epi32(__m128i(x)));  // GCC 12 makes five instructions of the conversion below
+#else
+  return __builtin_convertvector(x, IntVector);
+#endif
+}
+
 // The odd levels 2 c - 65535 of sixteen 16-bit codes, at any address.
 inline Lanes levels_16(const uint8_t* codes) {
   return each<Lanes>([&](size_t i) {
     HalfVector halves;
     std::memcpy(&halves, codes + i * sizeof(halves), sizeof(halves));
-    return __builtin_convertvector(2 * __builtin_convertvector(halves, IntVector) - 65535, FloatVector);
+    return __builtin_convertvector(2 * widen(halves) - 65535, FloatVector);
   });
 }
 
