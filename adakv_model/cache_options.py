@@ -54,6 +54,8 @@ class CacheOptions:
             raise UserError(f"unknown --kv {self.policy!r}: one of {', '.join(POLICIES)}")
         if self.policy not in BUDGETED and self.kv_bits is not None:
             raise UserError(f"--kv-bits is the budget of --kv adaptive or tables; --kv {self.policy} has a fixed width")
+        if self.kv_bits is not None and self.kv_bits <= 0:
+            raise UserError(f"--kv-bits {self.kv_bits:g} must be above 0, e.g. {DEFAULT_BITS}")
         if self.features not in FEATURE_SETS:
             raise UserError(f"unknown --features {self.features!r}: one of {', '.join(FEATURE_SETS)}")
         if self.window < 1:
@@ -64,9 +66,15 @@ class CacheOptions:
             raise UserError(f"--prefill-chunk {self.chunk} must be at least 1")
         least = self.window + self.block + 1  # from here on a token leaves the window
         if self.context < least:
+            room = self.context - self.block - 1
+            if room > 0 and config is not None and least > config.max_position_embeddings:
+                raise UserError(
+                    f"--window {self.window} must be at most {room} with --context {self.context}"
+                    f" and --prefill-chunk {self.chunk_size}"
+                )
             raise UserError(
                 f"--context {self.context} must be at least {least} with --window {self.window}"
-                f" and --prefill-chunk {self.chunk_size}"
+                f" and --prefill-chunk {self.chunk_size}" + (f", or --window at most {room}" if room > 0 else "")
             )
         if config is not None and self.context > config.max_position_embeddings:
             raise UserError(

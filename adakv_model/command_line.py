@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from adakv_model.errors import DEBUG, UserError, debugging
+from adakv_model.numbers import check_number
 from adakv_model.signals import ended_by_signals
 from adakv_model.terminal import make_console, print_error, use_utf8
 
@@ -72,7 +73,9 @@ def ending() -> Iterator[None]:
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A typer command that ends as `Exit` says, and takes `--debug`."""
+    """A typer command that ends as `Exit` says, takes `--debug`, and refuses numbers that no option takes."""
+    signature = inspect.signature(function, eval_str=True)
+    flags = {name: _flag(parameter) for name, parameter in signature.parameters.items()}
 
     @functools.wraps(function)
     def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
@@ -80,14 +83,23 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         if debug:
             os.environ[DEBUG] = "1"
         with ended_by_signals(), ending():
+            for name, value in kwargs.items():
+                if isinstance(value, int | float):
+                    check_number(flags.get(name, name), value)
             function(*args, **kwargs)
 
-    signature = inspect.signature(function, eval_str=True)
     parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
     wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[*signature.parameters.values(), parameter]
     )
     return wrapped
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    """What a user writes for a parameter."""
+    options = getattr(parameter.annotation, "__metadata__", ())
+    named = [name for option in options for name in getattr(option, "param_decls", None) or ()]
+    return str(named[0]) if named else "--" + parameter.name.replace("_", "-")
 
 
 def _is_usage_error(error: Exception) -> bool:

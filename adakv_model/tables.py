@@ -102,6 +102,9 @@ class CalibrationTables:
             with safe_open(path, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
+            wrong = next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)
+            if wrong is not None:
+                raise ValueError(f"{wrong} holds NaN or infinity")
             content: dict[str, Any] = {name: tensors[name] for name in _PLAIN}
             contexts = sorted(int(name.split(".")[0]) for name in tensors if name.endswith(".k_mean"))
             if not contexts:

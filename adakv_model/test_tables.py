@@ -147,6 +147,17 @@ def test_a_scorer_for_other_features_is_refused(tmp_path: Path) -> None:
         CalibrationTables.load(path)
 
 
+@pytest.mark.parametrize("name", ["512.k_transform", "v_mean"])
+def test_tables_with_a_number_that_is_none_are_refused(name: str, tmp_path: Path) -> None:
+    """A transform that overflowed fp16 would make every row NaN."""
+    random_tables().save(tmp_path / "tables.safetensors")
+    tensors = load_file(tmp_path / "tables.safetensors")
+    tensors[name].view(-1)[3] = torch.inf
+    save_file(tensors, tmp_path / "tables.safetensors")
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinity"):
+        CalibrationTables.load(tmp_path / "tables.safetensors")
+
+
 def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     random_tables().save(path)

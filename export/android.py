@@ -21,6 +21,7 @@ from adakv_model.runtime.manifest import CALIBRATION, PROGRAM
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 from export.artifact import write_manifest, write_tokenizer
 from export.folder import atomic_folder
+from export.number_range import check_android
 from export.options import DEFAULT_RECIPE, LOGITS, default_embedding
 from export.quiet import quiet
 from export.weights import quantize_weights, stored_bits
@@ -79,13 +80,14 @@ def export_android(options: AndroidOptions, command: list[str], stage: Stage) ->
     with quiet(), atomic_folder(options.out) as folder:
         with stage("load checkpoint"):
             checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
+            embedding = options.embedding or default_embedding(options.quantize)
+            check_android(checkpoint, options.quantize, embedding)
             tables = choose_tables(checkpoint, options.tables)
             planned = plan_cache(checkpoint.config, tables, options.cache)
             plan, logits = planned.plan, logits_of(options.logits, planned.plan)
             model = build_exportable(checkpoint, tables, planned, logits)
             checkpoint.weights.clear()  # the model holds what it needs; large models do not fit twice
         with stage("quantize weights"):
-            embedding = options.embedding or default_embedding(options.quantize)
             quantize_weights(model, options.quantize, embedding)
             bits = stored_bits(model, checkpoint.config)
         from export import lowering

@@ -22,6 +22,7 @@ from export.coreml.layout import RAW_BITS, StateLayout
 from export.coreml.plan import coarse_plan
 from export.coreml.storage import FP16, STORAGES, Storage
 from export.folder import atomic_folder
+from export.number_range import check_core_ml
 from export.options import DEFAULT_RECIPE, FEATURES_USED
 from export.quiet import quiet
 
@@ -66,19 +67,26 @@ def package_name(checkpoint: Checkpoint) -> str:
     return f"{spec.display_name if spec else checkpoint.name.rpartition('/')[2]}.mlpackage"
 
 
+def prepare(options: IosOptions) -> tuple[Checkpoint, CalibrationTables, PlannedCache, CoreMLProgram]:
+    """All that comes before the conversion. Raises UserError for bad input."""
+    storage = STORAGES[options.cache_io]
+    checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
+    tables = choose_tables(checkpoint, options.tables)
+    cache = replace(options.cache, departure=1, features=FEATURES_USED)
+    planned = coarse_plan(plan_cache(checkpoint.config, tables, cache), tables)
+    check_plan(planned.plan, storage)
+    program = build_program(checkpoint, tables, planned, storage)
+    check_core_ml(checkpoint, program)
+    return checkpoint, tables, planned, program
+
+
 def export_ios(options: IosOptions, command: list[str], stage: Stage) -> dict[str, Any]:
     """Write the artifact folder atomically and return its manifest. Raises UserError for bad input."""
-    storage = STORAGES[options.cache_io]
     if options.backend == "xnnpack":
         return export_android(_android_options(options), command, stage)
     with quiet(), atomic_folder(options.out) as folder:
         with stage("load checkpoint"):
-            checkpoint = load_checkpoint(options.model, path=options.checkpoint, random_weights=options.random_weights)
-            tables = choose_tables(checkpoint, options.tables)
-            cache = replace(options.cache, departure=1, features=FEATURES_USED)
-            planned = coarse_plan(plan_cache(checkpoint.config, tables, cache), tables)
-            check_plan(planned.plan, storage)
-            program = build_program(checkpoint, tables, planned, storage)
+            checkpoint, tables, planned, program = prepare(options)
             checkpoint.weights.clear()
         if options.backend == "executorch":
             sections = _delegate(options, checkpoint, planned, program, folder, stage)

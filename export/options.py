@@ -14,6 +14,7 @@ from adakv_model.cache_options import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WIN
 from adakv_model.config import DEFAULT_MODEL, MODELS, LlamaConfig, get_model
 from adakv_model.errors import UserError
 from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
+from adakv_model.numbers import check_number
 from export.coreml.storage import FP16, STORAGES
 
 TARGETS = ("android", "ios")
@@ -174,6 +175,8 @@ class ExportOptions:
             value, allowed = getattr(self, each.name), each.metadata["choices"]
             if allowed and value is not None and value not in allowed:
                 raise UserError(f"unknown {flag(each.name)} {value!r}: one of {', '.join(allowed)}")
+            if isinstance(value, int | float):
+                check_number(flag(each.name), value)
         if self.features is not None and self.kv != "adaptive":
             raise UserError(f"--features is what --kv adaptive decides by; --kv {self.kv} decides nothing: drop it")
         if self.core_ml and (self.logits == "last" or self.features not in (None, FEATURES_USED)):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from typer.testing import CliRunner
 
 from adakv_model.checkpoints.testing_checkpoints import SMALL, SPECIAL, small_tokenizer, write_folder, write_tokenizer
 from adakv_model.checkpoints.weights import draw_weights
+from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.generate import app
 from adakv_model.runtime.artifact import Artifact
@@ -153,7 +154,7 @@ def test_input_that_is_not_text(exported: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--temperature", "inf"), "--temperature inf must be 0 or a positive number"),
+        (("--temperature", "inf"), "--temperature inf must be a number, of at most 1,000,000"),
         (("--threads", "100000"), "--threads 100000 must lie between 1 and"),
         (("--seed", str(2**70)), "does not fit 64 bits"),
     ],
@@ -164,3 +165,33 @@ def test_numbers_no_program_can_use(exported: tuple[Path, str], options: tuple[s
 
 def test_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
     assert f"no artifact at {tmp_path}/a[/b][red]:x:" in error(tmp_path / "a[/b][red]:x:", "--prompt", "x")
+
+
+@pytest.fixture(scope="module")
+def with_bos(exported: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same artifact with a tokenizer that puts <|im_start|> (id 1) before a text, as that of Llama does."""
+    out = Path(shutil.copytree(exported[0], tmp_path_factory.mktemp("bos") / "copy"))
+    tokenizer = small_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    (out / "tokenizer.json").write_bytes(tokenizer.to_str().encode())
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    path = out / "tokenizer.json"
+    manifest["files"]["tokenizer.json"] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return out
+
+
+def test_a_plain_text_begins_with_the_tokenizers_bos(exported: tuple[Path, str], with_bos: Path) -> None:
+    """--no-chat adds it; a rendered chat has what its template wrote."""
+
+    def tokens(folder: Path, *options: str) -> int:
+        done = CliRunner().invoke(app, ["--artifact", str(folder), "--prompt", "Hi", "--max-new-tokens", "1", *options])
+        assert done.exit_code == 0, done.output
+        return int(json.loads(done.stdout)["prompt_tokens"])
+
+    plain, chat = ("--no-chat", "--json"), ("--chat", "--json")
+    assert tokens(with_bos, *plain) == 3 == tokens(exported[0], *plain) + 1
+    assert tokens(with_bos, *chat) == tokens(exported[0], *chat)
+    assert encode_prompt(Artifact(with_bos), "Hi", None, False)[0] == 1

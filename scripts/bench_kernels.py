@@ -25,6 +25,7 @@ from rich.console import Console
 
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from kernel_speed import arm as arm_cores
 from kernel_speed import show
 from kernel_speed.arm import CPUS
@@ -32,7 +33,6 @@ from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines, row_verdicts, timings
 from pages import replace_section, wide_console
 from peers.measure import cpu_name
-from peers.systems import parse_numbers
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -75,11 +75,11 @@ def main(
 ) -> None:
     """Measure, then show and write what was measured."""
     console = wide_console()
-    widths, counts = parse_bits(bits), parse_numbers(threads, "--threads")
+    widths, counts = parse_bits(bits), number_list("--threads", threads, int, 1)
     if arm:
         estimate_arm(console, widths, cpus.split(","), json_path, page_path, build_dir)
         return
-    lengths = parse_numbers(slots, "--slots")
+    lengths = number_list("--slots", slots, int, 1)
     if any(n % 16 or not 16 <= n <= 65536 for n in lengths):
         raise UserError("--slots takes multiples of 16 up to 65536: rows lie in blocks of 16")
     program = build("kernel_benchmark", build_dir / "cpp-release")

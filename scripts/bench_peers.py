@@ -27,11 +27,12 @@ from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from adakv_model.terminal import make_console, print_note
 from peers import show
 from peers.children import SCRIPTS
 from peers.store import Store
-from peers.systems import CACHES, parse_numbers, parse_systems
+from peers.systems import CACHES, parse_systems
 
 ROOT = SCRIPTS.parent
 TEXT = ROOT / "device_tests" / "parity" / "text.txt"
@@ -64,8 +65,10 @@ def main(
     isa: Annotated[
         str | None, typer.Option(help="Limit the instruction set (avx2) where a system has a switch.")
     ] = None,
-    nll_tolerance: Annotated[float, typer.Option(help="Nats above the reference that make a loss wrong.")] = 0.25,
-    timeout: Annotated[float, typer.Option(help="Seconds for one process.")] = 900.0,
+    nll_tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Nats above the reference that make a loss wrong.")
+    ] = 0.25,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds for one process.")] = 900.0,
     work_dir: Annotated[
         Path | None, typer.Option(help="Exports and conversions. [default: the cache folder]", show_default=False)
     ] = None,
@@ -83,9 +86,9 @@ def main(
 
     settings = Settings(
         model=model,
-        variants=parse_systems(systems, parse_numbers(kv_bits, "--kv-bits", float)),
-        contexts=parse_numbers(contexts, "--contexts"),
-        threads=parse_numbers(threads, "--threads"),
+        variants=parse_systems(systems, number_list("--kv-bits", kv_bits, float, 0)),
+        contexts=number_list("--contexts", contexts, int, 1),
+        threads=number_list("--threads", threads, int, 1),
         rounds=rounds,
         steps=steps,
         text=text,

@@ -33,7 +33,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     out: Annotated[Path, typer.Option(help="Calibration tables to write (.safetensors).")],
-    tokens: Annotated[int, typer.Option(help="Tokens to use, in whole windows spread over the text.")] = 65536,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to use, in whole windows spread over the text.")] = 65536,
     model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
@@ -41,7 +41,7 @@ def main(
     chunk: Annotated[int, typer.Option(help="Prefill chunk of the cache.", min=1)] = DEFAULT_CHUNK,
     departure: Annotated[int, typer.Option(help="Tokens that leave the window together.", min=1)] = DEFAULT_CHUNK,
     seed: Annotated[int, typer.Option(help="Seed of the sampled targets.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object instead.")] = False,
 ) -> None:

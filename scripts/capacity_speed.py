@@ -64,11 +64,11 @@ def measure(artifacts: list[Artifact], fill: int, steps: int, threads: int, roun
 def main(
     small: Annotated[Path, typer.Option(help="Artifact of the smaller context.")],
     large: Annotated[Path, typer.Option(help="Artifact of the larger context.")],
-    fill: Annotated[int, typer.Option(help="Tokens in the cache at the last step.")] = 512,
+    fill: Annotated[int, typer.Option(min=1, help="Tokens in the cache at the last step.")] = 512,
     steps: Annotated[int, typer.Option(help="Decode steps of a process.", min=4)] = 64,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = 2,
     rounds: Annotated[int, typer.Option(help="Processes for each artifact.", min=1)] = 5,
-    limit: Annotated[float, typer.Option(help="Largest ratio of the minima, large over small.")] = LIMIT,
+    limit: Annotated[float, typer.Option(min=0.0, help="Largest ratio of the minima, large over small.")] = LIMIT,
     json_path: Annotated[Path | None, typer.Option("--json", help="Results, with every sample.")] = None,
 ) -> None:
     """Measure both in turn, then compare their fastest steps."""

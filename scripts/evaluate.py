@@ -39,7 +39,7 @@ def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
     kv_bits: Annotated[
-        float | None, typer.Option(help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
+        float | None, typer.Option(min=0.0, help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
     ] = None,
     artifact: Annotated[
         Path | None, typer.Option(help="Score this exported program instead of a simulated policy.")
@@ -53,9 +53,11 @@ def main(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First items (windows of text) only.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of text, in windows spread over it.")] = MIN_TOKENS,
-    context: Annotated[int, typer.Option(help="Capacity of the cache; also the window of text.")] = DEFAULT_CONTEXT,
-    window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
-    window_bits: Annotated[int | None, typer.Option(help="8 or 16. [default: the policy's]")] = None,
+    context: Annotated[
+        int, typer.Option(min=2, help="Capacity of the cache; also the window of text.")
+    ] = DEFAULT_CONTEXT,
+    window: Annotated[int, typer.Option(min=1, help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
+    window_bits: Annotated[int | None, typer.Option(min=8, help="8 or 16. [default: the policy's]")] = None,
     departure: Annotated[
         int | None, typer.Option(min=1, help="Tokens that leave the window together. [default: a chunk of prefill]")
     ] = None,
@@ -75,7 +77,7 @@ def main(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
     memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the windows scored at once.")] = 2.0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
     if reference_artifact is not None and artifact is None:

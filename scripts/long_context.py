@@ -24,6 +24,7 @@ from adakv_model.cache_options import DEFAULT_WINDOW
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from adakv_model.runtime.text import codec_for
 from adakv_model.simulation.names import BUDGETED, NAMES
 from evaluation import needles, perplexity, position_plot, positions, results
@@ -47,10 +48,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png and .json are written.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
     kv_bits: Annotated[
-        float | None, typer.Option(help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
+        float | None, typer.Option(min=0.0, help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
     ] = None,
     context: Annotated[int, typer.Option(min=3, help="Window of text, and capacity of the cache.")] = CONTEXT,
-    tokens: Annotated[int, typer.Option(help="Tokens of text for perplexity; 0: none.")] = 8 * CONTEXT,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens of text for perplexity; 0: none.")] = 8 * CONTEXT,
     kinds: Annotated[str, typer.Option(help="Retrieval prompts; empty: none.")] = ",".join(needles.KINDS),
     lengths: Annotated[
         str, typer.Option(help="Tokens of a retrieval prompt, each planned for its own cache.")
@@ -58,8 +59,8 @@ def main(
     depths: Annotated[str, typer.Option(help="Places of the fact, 0 start to 1 end.")] = DEPTHS,
     trials: Annotated[int, typer.Option(min=1, help="Prompts of each kind, length and depth.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
-    window: Annotated[int, typer.Option(help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
-    window_bits: Annotated[int | None, typer.Option(help="8 or 16. [default: the policy's]")] = None,
+    window: Annotated[int, typer.Option(min=1, help="Newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
+    window_bits: Annotated[int | None, typer.Option(min=8, help="8 or 16. [default: the policy's]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
     model: Annotated[str, typer.Option(help="Registered model name or hub id.")] = DEFAULT_MODEL,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
@@ -67,15 +68,15 @@ def main(
     work_dir: Annotated[Path | None, typer.Option(help="Results of single items.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score again what is already stored.")] = False,
     memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the sequences scored at once.")] = 2.0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Compare a policy with fp16 on long texts."""
     cli.set_threads(threads)
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist: make it first")
     wanted = [kind for kind in kinds.split(",") if kind]
-    sizes = [int(size) for size in results.numbers("--lengths", lengths)] if wanted else []
-    places = results.numbers("--depths", depths)
+    sizes = number_list("--lengths", lengths, int, 1) if wanted else []
+    places = number_list("--depths", depths, float)
     if any(not 0 <= place <= 1 for place in places):
         raise UserError(f"--depths {depths}: each lies between 0 and 1")
     bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)

@@ -20,6 +20,7 @@ from adakv_model.cache_options import DEFAULT_WINDOW
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from adakv_model.simulation.names import BUDGETED
 from evaluation import frontier, results
 from evaluation.bench import console, open_bench
@@ -42,7 +43,7 @@ def main(
     results_file: Annotated[Path, typer.Option("--results", help="Lines written by evaluate.py.")] = results.DEFAULT,
     task: Annotated[str, typer.Option(help="Task whose loss is drawn.")] = TEXT_TASK,
     contexts: Annotated[str, typer.Option(help="Context lengths, one panel each.")] = CONTEXTS,
-    max_bits: Annotated[float, typer.Option(help="Right end of the plot; the tables have every point.")] = 5.0,
+    max_bits: Annotated[float, typer.Option(min=0.0, help="Right end of the plot; the tables have every point.")] = 5.0,
     run: Annotated[bool, typer.Option("--run", help="Evaluate the points that are missing.")] = False,
     policies: Annotated[
         str,
@@ -51,22 +52,24 @@ def main(
     bits: Annotated[str, typer.Option(help="With --run: budgets in total bits.")] = BITS,
     data_dir: Annotated[Path | None, typer.Option(help="With --run: folder of the data files.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="With --run: tokens of text a point.")] = MIN_TOKENS,
-    window: Annotated[int, typer.Option(help="With --run: newest tokens kept at --window-bits.")] = DEFAULT_WINDOW,
-    window_bits: Annotated[int | None, typer.Option(help="With --run: 8 or 16. [default: the policy's]")] = None,
+    window: Annotated[
+        int, typer.Option(min=1, help="With --run: newest tokens kept at --window-bits.")
+    ] = DEFAULT_WINDOW,
+    window_bits: Annotated[int | None, typer.Option(min=8, help="With --run: 8 or 16. [default: the policy's]")] = None,
     model: Annotated[str, typer.Option(help="With --run: registered model name or hub id.")] = DEFAULT_MODEL,
     checkpoint: Annotated[Path | None, typer.Option(help="With --run: checkpoint instead of --model.")] = None,
     tables: Annotated[Path | None, typer.Option(help="With --run: calibration tables.")] = None,
     work_dir: Annotated[Path | None, typer.Option(help="With --run: results of single items.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: the library decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
     """Draw and tabulate the frontier from the results file."""
     cli.set_threads(threads)
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist: make it first")
-    lengths = [int(number) for number in results.numbers("--contexts", contexts)]
+    lengths = number_list("--contexts", contexts, int, 1)
     if run:
         bench = open_bench(model, checkpoint, tables, work_dir)
-        budgets = results.numbers("--bits", bits)
+        budgets = number_list("--bits", bits, float, 0)
         done = set() if not results_file.is_file() else {identity(row) for row in results.read(results_file)}
         for length in lengths:
             wanted = specs(policies, budgets, PolicySpec("fp16", None, length, window, window_bits))

@@ -23,6 +23,7 @@ from adakv_model.budget import plan_cache
 from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
 from adakv_model.checkpoints.weights import draw_weights
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import get_model
 from adakv_model.tables import neutral_tables
 from adakv_model.terminal import make_console
@@ -33,6 +34,8 @@ from export.quiet import quiet
 from export.weights import quantize_weights
 
 RECIPE = "8da8w"  # one whose layers XNNPACK computes
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def trace(layers: int) -> ExportedProgram:
@@ -51,10 +54,13 @@ def together(program: ExportedProgram, partitioner: XnnpackPartitioner) -> EdgeP
     return to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
 
 
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
-    layers: Annotated[int, typer.Option(help="Layers of the model.")] = 4,
-    repeats: Annotated[int, typer.Option(help="Runs of each path; the minimum is reported.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the model.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each path; the minimum is reported.")] = 2,
 ) -> None:
+    """Print the seconds of each path."""
     paths: dict[str, Callable[[ExportedProgram], EdgeProgramManager]] = {
         "stock": lambda program: together(program, XnnpackPartitioner()),
         "one pass": lambda program: together(program, lowering.LeanXnnpackPartitioner()),
@@ -78,4 +84,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -31,6 +31,7 @@ import typer
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from adakv_model.runtime.manifest import TOKENIZER
 from adakv_model.text_file import read_text
 from kernel_speed.program import ROOT, build, run_benchmark
@@ -38,7 +39,6 @@ from kernel_speed.summary import rooflines
 from pages import replace_section, wide_console
 from peers.children import SCRIPTS, run_child
 from peers.measure import RESULT, cpu_name
-from peers.systems import parse_numbers
 from step_profile import events, functions
 from step_profile.report import Profile, page, tables
 
@@ -161,7 +161,7 @@ def main(
     from adakv_model.runtime.artifact import Artifact
 
     opened = Artifact(artifact)
-    lengths, counts = parse_numbers(contexts, "--contexts"), parse_numbers(threads, "--threads")
+    lengths, counts = number_list("--contexts", contexts, int, 1), number_list("--threads", threads, int, 1)
     if min(lengths) < 2 * steps:
         raise UserError(f"--contexts must be at least twice --steps, {2 * steps}")
     if max(lengths) > opened.plan.context:

@@ -74,12 +74,6 @@ def test_unknown_names_are_refused(text: str) -> None:
         systems.parse_systems(text, [3.25])
 
 
-@pytest.mark.parametrize("text", ["", "a", "0", "1,-2"])
-def test_lists_of_numbers_are_checked(text: str) -> None:
-    with pytest.raises(UserError, match="--threads"):
-        systems.parse_numbers(text, "--threads")
-
-
 def test_isa_reaches_only_systems_with_a_switch() -> None:
     assert systems.isa_environment("adakv", "avx2") == {"ADAKV_ISA": "avx2"}
     assert systems.isa_environment("llama.cpp", "avx2") == {}

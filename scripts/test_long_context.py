@@ -154,7 +154,7 @@ def test_the_command_writes_plot_and_numbers(tiny_folder: Path, tiny_data: Path,
     ("options", "expected"),
     [
         (("--depths", "0.5,2"), "between 0 and 1"),
-        (("--lengths", "many"), "not a list of numbers"),
+        (("--lengths", "many"), "takes whole numbers separated by commas"),
         (("--kinds", "haystack"), "unknown kind of retrieval"),
         (("--out", "/nowhere/long"), "does not exist"),
         (("--policy", "wishful"), "wishful"),

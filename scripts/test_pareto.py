@@ -81,7 +81,7 @@ def test_a_difference_of_nothing_can_be_drawn(tmp_path: Path) -> None:
     ("options", "expected"),
     [
         ({}, "make some with scripts/evaluate.py"),
-        ({"contexts": "short"}, "not a list of numbers"),
+        ({"contexts": "short"}, "takes whole numbers separated by commas"),
         ({"out": "/nowhere/pareto"}, "does not exist"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from typer.testing import CliRunner
 
 import evaluate
@@ -104,6 +106,26 @@ def test_rolling_predicts_every_token_once(model: AdaKV, tiny_folder: Path) -> N
         chosen = log_probs.gather(1, torch.tensor(window[1:]).unsqueeze(1)).squeeze(1)
         expected += float(chosen[-scored:].sum())
     assert total == pytest.approx(expected, abs=5e-2)
+
+
+def test_bos_is_where_the_tokenizer_puts_it(tiny_folder: Path, tmp_path: Path) -> None:
+    """Before a context, once, and not before a continuation; before a text without context it is the prefix."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "bos"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="w7 $A", special_tokens=[("w7", 7)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"bos_token_id": 7}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = AdaKV(pretrained=str(folder), policy="fp16", max_length=32, window=8)
+    assert model.tok_encode("w3 w1") == model.tok_encode("w7 w3 w1") == [7, 3, 1]
+    assert model.tok_encode("w3 w1", add_special_tokens=False) == [3, 1]
+    requests = [Request(("w3 w1", " w4")), Request(("", "w4 w5"))]
+    ((shared, _), (alone, _)) = model.loglikelihood(requests, disable_tqdm=True)  # type: ignore[arg-type]
+    (rolling,) = model.loglikelihood_rolling([Request(("w4 w5",))], disable_tqdm=True)
+    for got, ids, start in ((shared, [7, 3, 1, 4], 3), (alone, [7, 4, 5], 1), (rolling, [7, 4, 5], 1)):
+        log_probs = torch.log_softmax(float_logits(folder, ids)[start - 1 : -1], -1)
+        expected = float(log_probs.gather(1, torch.tensor(ids[start:]).unsqueeze(1)).sum())
+        assert got == pytest.approx(expected, abs=5e-2)
 
 
 def test_generation_is_greedy_and_stops(model: AdaKV, tiny_folder: Path) -> None:

@@ -22,7 +22,7 @@ from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from evaluation.results import numbers
+from adakv_model.numbers import number_list
 from training import cli
 from training.settings import checked_settings, has_second_sample
 
@@ -38,7 +38,7 @@ def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     tables: Annotated[Path, typer.Option(help="Calibration tables of this checkpoint.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: into --tables.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to use, in whole windows spread over the text.")] = 65536,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to use, in whole windows spread over the text.")] = 65536,
     model: Annotated[str, typer.Option(help="Registered model name.")] = DEFAULT_MODEL,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder or .gguf instead of --model.")] = None,
     context: Annotated[int, typer.Option(help="Tokens of one window of text.", min=8)] = 2048,
@@ -49,7 +49,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps of one fit.", min=1)] = 1500,
     on_policy: Annotated[int, typer.Option(help="Steps of on-policy training after the fit.", min=0)] = 0,
     budgets: Annotated[str, typer.Option(help="Total bits per value of the on-policy steps, taken in turn.")] = BUDGETS,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch decides.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch decides.")] = 0,
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object instead.")] = False,
 ) -> None:
@@ -57,7 +57,7 @@ def main(
     out = out or tables
     cli.check_output(out)
     settings = checked_settings(context, window, chunk, departure, seed)
-    bits = tuple(numbers("--budgets", budgets))
+    bits = tuple(number_list("--budgets", budgets, float, 0))
     from adakv_model.checkpoints.load import load_checkpoint
     from adakv_model.corpus import cut_windows, read_tokens
     from adakv_model.tables import CalibrationTables

@@ -37,10 +37,10 @@ from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.kv_cache import FloatCache
 from adakv_model.model import Llama, build_model
+from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact, set_threads
 from adakv_model.terminal import make_console
 from device_tests.coreml.weights import load_package_weights
-from evaluation.results import numbers
 from export.options import RECIPES, default_embedding
 from export.weights import quantize_weights, stored_bits
 from training import cli
@@ -88,7 +88,7 @@ def main(
         scorer = Scorer(load_checkpoint(model, path=checkpoint), data_dir / TEXT, tokens, context, shuffle, results)
         for name in recipes.split(",") if recipes else (*(r for r in RECIPES if r != "none"), "none/table"):
             rows.append(scorer.recipe(*parse(name)))
-        if counts := [int(n) for n in numbers("--mixtures", mixtures)] if mixtures else []:
+        if counts := number_list("--mixtures", mixtures, int, 0) if mixtures else []:
             order = scorer.by_sensitivity(data_dir / CALIBRATION_TEXT)
             rows += [scorer.mixture(order[:count]) for count in counts]
         rows += [scorer.artifact(Artifact(folder)) for folder in artifact]

@@ -6,6 +6,7 @@ import shutil
 import threading
 import zipfile
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,10 @@ def test_the_hub_is_asked_for_float_weights_and_text_files_only(folder: Path) ->
     assert fetch_hub_folder("owner/name", snapshot=snapshot) == folder
     assert asked["hub_id"] == "owner/name"
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    needed = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"]
+    needed += ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"]
+    left = [n for n in needed if not any(fnmatch(n, pattern) for pattern in asked["allow_patterns"])]
+    assert left == [], "all that the reader of folders looks at is downloaded"
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), ValueError("bad id"), ConnectionError()])

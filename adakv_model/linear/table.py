@@ -30,6 +30,7 @@ from adakv_model.linear.blocks import (
 BITS = 6
 OFFSET = 1 << (BITS - 1)
 BLOCK_BYTES = ROWS * GROUP * BITS // 8
+LARGEST = (OFFSET - 1) * torch.finfo(torch.float16).max  # weight that codes and fp16 scales can hold
 BITS_PER_WEIGHT = BITS + 16 / GROUP
 _CANDIDATES = 8  # scales tried for each group, down to 74 % of the one that reaches the largest weight
 
@@ -54,7 +55,7 @@ def quantize_table(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float [rows, K] -> packed codes uint8 [blocks, K / 32, 192], scales float16 [blocks, K / 32, 8].
 
     Each group takes the scale with the least squared error among `_CANDIDATES`, each refitted to its codes.
-    Raises ValueError where K is not a multiple of 32.
+    Raises ValueError where K is not a multiple of 32. Weights above `LARGEST` are cut to it.
     """
     if weight.shape[1] % GROUP:
         raise ValueError(f"rows of {weight.shape[1]} channels do not divide into groups of {GROUP}")
@@ -127,7 +128,7 @@ def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
         trial = peak * (1 - 0.3 * i / _CANDIDATES) / (OFFSET - 1)
         codes = _codes(groups, trial)
         fit = (codes * groups).sum(-1, keepdim=True) / (codes * codes).sum(-1, keepdim=True).clamp(min=1)
-        scale = fit.clamp(min=0).half().float()
+        scale = fit.clamp(0, LARGEST / (OFFSET - 1)).half().float()
         error = (groups - _codes(groups, scale) * scale).square().sum(-1, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)

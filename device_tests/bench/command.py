@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from adakv_model.errors import UserError
+from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.terminal import make_console
 from device_tests.bench import dashboard, trace
@@ -62,9 +63,9 @@ def execute(request: Request) -> list[str]:
     names = artifact_names(request.artifacts)
     opened = {name: Artifact(folder) for folder, name in names.items()}
     lengths = {"pp": request.pp, "tg": request.tg, "depth": request.depth}
-    chosen = matrix(*(numbers(f"--{name}", text) for name, text in lengths.items()))
+    chosen = matrix(*(number_list(f"--{name}", text, int, 0) if text.strip() else [] for name, text in lengths.items()))
     check_contexts({name: one.plan.context for name, one in opened.items()}, chosen)
-    threads = numbers("--threads", request.threads, least=1) if request.threads else [0]
+    threads = number_list("--threads", request.threads, int, 1) if request.threads else [0]
     if request.cpu_mask is not None and len(threads) > 1:
         raise UserError("--cpu-mask goes with one number of --threads")
     fed = {name: tokens_of(one, request.text or DEFAULT_TEXT) for name, one in opened.items()}
@@ -80,17 +81,6 @@ def execute(request: Request) -> list[str]:
     except UserError as error:
         problems.append(str(error))
     return problems + failures(results.rows)
-
-
-def numbers(option: str, text: str, least: int = 0) -> list[int]:
-    """ "128,512" -> [128, 512]. Raises UserError."""
-    try:
-        values = [int(part) for part in text.split(",")] if text.strip() else []
-    except ValueError:
-        values = [least - 1]
-    if any(value < least for value in values):
-        raise UserError(f"{option} takes numbers of at least {least}, separated by commas, not {text!r}")
-    return list(dict.fromkeys(values))
 
 
 def header(opened: dict[str, Artifact], fed: dict[str, list[int]], options: Options, **words: str) -> Row:

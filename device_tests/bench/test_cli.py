@@ -65,7 +65,7 @@ def test_two_artifacts_on_the_host(folders: list[str], tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--device", "toaster"], "unknown device 'toaster'"),
-        (["--tg", "8,x"], "--tg takes numbers of at least 0, separated by commas, not '8,x'"),
+        (["--tg", "8,x"], "--tg takes whole numbers separated by commas, such as 2,4, not '8,x'"),
         (["--threads", "0"], "--threads takes numbers of at least 1"),
         (["--depth", "300"], "needs 316 tokens and none-fp16 holds 256"),
         (["--pp", "0", "--tg", "0"], "nothing to measure"),

@@ -23,9 +23,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.terminal import make_console, print_error
+from adakv_model.terminal import make_console
 from device_tests.devices import apple, find_one, ios
 from export.coreml.convert import DECODE, PREFILL, import_coremltools
 
@@ -117,7 +118,8 @@ def remote_plan(package: Path, function: str, units: str, phone: ios.Phone) -> A
     return asyncio.run(retrieve())
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target ios.")],
     device: Annotated[str, typer.Option(help="mac, or ios[:UDID].")] = "mac",
@@ -126,23 +128,19 @@ def main(
     step_ms: Annotated[float | None, typer.Option(min=0.0, help="Measured time of a call.")] = None,
 ) -> None:
     """Print what each kind of operation costs, and where it runs."""
-    try:
-        apple.require_mac()
-        if function not in (DECODE, PREFILL) or units not in UNITS or device.partition(":")[0] not in ("mac", "ios"):
-            raise UserError("--device is mac or ios, --function decode or prefill, --units as --help says")
-        package = Artifact(artifact).program
-        with tempfile.TemporaryDirectory() as folder:
-            compiled = compile_package(package, Path(folder))
-            chosen = find_one(device)
-            if isinstance(chosen, ios.IosDevice):
-                plan = remote_plan(package, function, units, chosen.phone)
-            else:
-                plan = local_plan(compiled, units)
-            operations = plan.model_structure.program.functions[function].block.operations
-            console.print(table(shares(operations, plan), step_ms))
-    except UserError as error:
-        print_error(make_console(), error)
-        raise typer.Exit(2) from None
+    apple.require_mac()
+    if function not in (DECODE, PREFILL) or units not in UNITS or device.partition(":")[0] not in ("mac", "ios"):
+        raise UserError("--device is mac or ios, --function decode or prefill, --units as --help says")
+    package = Artifact(artifact).program
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compile_package(package, Path(folder))
+        chosen = find_one(device)
+        if isinstance(chosen, ios.IosDevice):
+            plan = remote_plan(package, function, units, chosen.phone)
+        else:
+            plan = local_plan(compiled, units)
+        operations = plan.model_structure.program.functions[function].block.operations
+        console.print(table(shares(operations, plan), step_ms))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ import typer
 from safetensors.torch import save_file
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.tables import CalibrationTables, find_tables, neutral_tables
 
 TABLES = "tables.safetensors"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def few_layers(checkpoint: Checkpoint, layers: int, folder: Path) -> Path:
@@ -52,6 +55,8 @@ def few_tables(tables: CalibrationTables, layers: int) -> CalibrationTables:
     return replace(kept(tables, "v_mean", "scale_modes"), rows=rows)
 
 
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     layers: Annotated[int, typer.Option(min=1, help="How many of the default checkpoint's layers to keep.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -61,4 +66,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -17,6 +17,8 @@ from torch import Tensor
 
 GROUP_SIZE = 32
 SMALLEST_WEIGHT = 1 << 15  # elements; smaller ones (the controller) stay fp16
+LARGEST = 65_376.0  # weight in a package: the largest fp16 number, less what rounded scales and offsets can add to it
+SMALLEST_SCALE = np.float16(2**-24)  # the smallest fp16 number: a scale of 0 would make NaN of small weights
 TABLE_RECIPES = {"int4": "int8"}  # of the token table and the output layer, where it is not the package's own
 
 
@@ -28,7 +30,7 @@ def recipe_of(recipe: str, rows: int, vocab_size: int) -> str:
 def quantize_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric per row. weight: float [N, K] -> codes int8 [N, K], scale float16 [N, 1]."""
     w = weight.astype(np.float32)
-    scale = (np.maximum(np.abs(w).max(1, keepdims=True), 1e-6) / 127).astype(np.float16)
+    scale = np.maximum((np.abs(w).max(1, keepdims=True) / 127).astype(np.float16), SMALLEST_SCALE)
     codes = np.clip(np.rint(w / scale.astype(np.float32)), -127, 127)
     return codes.astype(np.int8), scale
 
@@ -40,7 +42,7 @@ def quantize_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     w = weight.astype(np.float32).reshape(n, k // GROUP_SIZE, GROUP_SIZE)
     low, high = w.min(2), w.max(2)
     flat = high == low
-    scale = np.where(flat, 1.0, (high - low) / 15).astype(np.float16)
+    scale = np.maximum(np.where(flat, 1.0, (high - low) / 15).astype(np.float16), SMALLEST_SCALE)
     step = scale.astype(np.float32)
     offset = (-low / step).astype(np.float16)
     codes = np.rint(w / step[:, :, None] + offset.astype(np.float32)[:, :, None])

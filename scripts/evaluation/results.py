@@ -70,11 +70,3 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Comma-separated numbers. Raises UserError."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"{option} {text!r} is not a list of numbers such as 512,2048") from error

@@ -56,17 +56,6 @@ class Variant:
         return replace(self, batch=batch, flawed=flawed)
 
 
-def parse_numbers(text: str, option: str, kind: type = int) -> list:
-    """A comma-separated list of positive numbers. Raises UserError."""
-    try:
-        values = [kind(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) <= 0:
-        raise UserError(f"{option} {text!r}: a comma-separated list of positive numbers is needed")
-    return values
-
-
 def parse_systems(text: str, kv_bits: Sequence[float]) -> list[Variant]:
     """`system` or `system:cache`, comma-separated; "" means all that need no long preparation. Raises UserError."""
     names = text.split(",") if text else [name for name in CACHES if name not in BY_NAME_ONLY]

@@ -17,11 +17,11 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from adakv_model.errors import UserError
+from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.generate import encode_prompt
 from adakv_model.runtime.inputs import check_prompt, check_threads, read_prompt
-from adakv_model.terminal import make_console, print_error, text_column, use_utf8
+from adakv_model.terminal import make_console, text_column
 from device_tests.coreml.evaluator.program import Precision
 from device_tests.coreml.run import CoreMLModel
 
@@ -137,7 +137,8 @@ def summary(s: Statistics) -> str:
     )
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(context_settings=HELP_NAMES)
+@command
 def main(
     artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target ios.")],
     prompt: Annotated[str, typer.Option(help="Text; - reads it from standard input.")],
@@ -152,18 +153,13 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer a prompt with a Core ML package, evaluated on this machine instead of Apple's hardware."""
-    try:
-        if threads is not None:
-            check_threads(threads)
-        use_utf8()
-        opened = Artifact(artifact)
-        ids = encode_prompt(opened, read_prompt(prompt), system, chat)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        new, statistics = answer(opened, ids, max_new_tokens, precision)
-    except UserError as error:
-        print_error(console, error)
-        raise typer.Exit(2) from None
+    if threads is not None:
+        check_threads(threads)
+    opened = Artifact(artifact)
+    ids = encode_prompt(opened, read_prompt(prompt), system, chat)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    new, statistics = answer(opened, ids, max_new_tokens, precision)
     text = opened.codec.decode(new, skip_special_tokens=True)
     if as_json:
         print(json.dumps({"text": text, "token_ids": new, **statistics.to_json()}))
