@@ -2,6 +2,7 @@
 # C++ kernel tests three times: optimised, under AddressSanitizer and UndefinedBehaviorSanitizer, and for arm64 under
 # emulation, there on CPUs with plain NEON, with dot products, and with int8 matrix products. ADAKV_SKIP_ARM64=1 leaves the last out; ADAKV_JOBS is the number of compilers at a time (2).
 set -euo pipefail
+unset MAKEFLAGS  # make -j2 may run this beside lint; the compilers are counted below
 cd "$(dirname "$0")/.."
 
 run() {  # run NAME [cmake options]
