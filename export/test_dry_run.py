@@ -54,7 +54,7 @@ def test_the_parts_of_the_drawing_are_the_whole_cache(options: ExportOptions) ->
     assert sum(part["bytes"] for part in parts) == cache["bytes_allocated"]
     assert all(part["bytes"] >= 0 for part in parts)
     console = make_console(stderr=False, width=80, record=True, file=io.StringIO())
-    console.print(plan_drawing.drawing(cache))
+    plan_drawing.show(cache, console)
     shown = console.export_text()
     assert all(f"{part['bytes']:,}" in shown for part in parts if part["bytes"])
 
