@@ -175,10 +175,17 @@ _SIZES = {
 }
 
 
+_LARGEST_SIZE = 1 << 24  # beyond any model of this kind: what follows would not end, or not fit in memory
+_MOST_LAYERS = 1 << 10
+
+
 def _positive_int(key: str, value: Any) -> int:
     name = _SIZES.get(key, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a positive integer, not {value!r}: correct the configuration")
+    largest = _MOST_LAYERS if name == _SIZES["n_layers"] else _LARGEST_SIZE
+    if value > largest:
+        raise UserError(f"{name} must be at most {largest:,}: correct the configuration")
     return value
 
 

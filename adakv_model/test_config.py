@@ -97,6 +97,8 @@ def test_absent_optional_keys_take_transformers_defaults() -> None:
         ({"num_key_value_heads": 2}, "num_attention_heads 9"),
         ({"num_attention_heads": 7}, "hidden_size 576"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1,024"),
+        ({"max_position_embeddings": 10**400}, "max_position_embeddings must be at most"),
         ({"num_key_value_heads": "3"}, "num_key_value_heads"),
         ({"vocab_size": True}, "vocab_size"),
         ({"rope_theta": -1.0}, "rope_theta"),
