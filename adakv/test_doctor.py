@@ -122,9 +122,18 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 10_000_000})
+    usage = type("Usage", (), {"free": 10_000_000, "total": 20_000_000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert {f.severity for f in places.disk(Machine())} == {Severity.FATAL}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of no size: Linux has one")
+def test_a_place_that_takes_no_files_is_not_a_full_disk() -> None:
+    found = [f for f in places.disk(broken(ADAKV_CACHE="/proc/nohome")) if f.severity is Severity.FATAL]
+    assert [f.text for f in found] == ["cache (/proc/nohome): nothing can be written to /proc"]
+    assert "ADAKV_CACHE" in found[0].remedy
+    (cannot,) = places.cache(broken(ADAKV_CACHE="/proc/nohome"))
+    assert cannot.severity is Severity.FATAL
 
 
 def test_a_check_that_fails_is_a_finding() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import TextColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -47,7 +48,8 @@ def print_table(console: Console, table: Table) -> None:
         words = [cell if column.no_wrap else max(cell.split(), key=len, default="") for cell in _texts(column)]
         column.min_width = max(column.min_width or 0, *map(cell_len, words))
     least = console.measure(table, options=options.update(width=10_000)).minimum
-    for line in console.render_lines(table, options.update(width=max(options.max_width, least)), pad=False):
+    wide_enough = options.update(width=max(options.max_width, least))
+    for line in Segment.split_lines(console.render(table, wide_enough)):  # render_lines would crop
         text = Text.assemble(*((segment.text, segment.style or "") for segment in line if not segment.control))
         text.rstrip()
         console.print(text, soft_wrap=True)

@@ -22,7 +22,7 @@ FLAGS_WIDTH = 26  # columns; longer flags take a line of their own
 
 def install() -> None:
     """Every typer app of this process prints its help and its usage errors this way."""
-    rich_utils.rich_format_error = print_usage_error
+    rich_utils.rich_format_error = print_usage_error  # type: ignore[assignment]
     rich_utils._print_options_panel = _print_options
 
 
