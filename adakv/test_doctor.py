@@ -15,7 +15,7 @@ import pytest
 from adakv.doctor import operators, places, python, tools
 from adakv.doctor.checks import CHECKS
 from adakv.doctor.cli import examine
-from adakv.doctor.finding import Check, Finding, Machine, Severity
+from adakv.doctor.finding import Check, Finding, Machine, Severity, shown
 
 ENVIRONMENT = dict(os.environ)
 
@@ -47,6 +47,12 @@ def test_the_library_here_loads_and_names_its_instruction_set() -> None:
     found = by_subject(operators.operators(broken(ADAKV_OPS_LIBRARY=None)))
     assert found["operator library"].severity is not Severity.FATAL
     assert "kernels " in found["operator library"].text
+
+
+def test_paths_below_the_current_folder_are_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown(str(tmp_path / "lib" / "a.so")) == "lib/a.so"
+    assert shown("/usr/bin/cmake") == "/usr/bin/cmake"
 
 
 def test_a_damaged_operator_library_is_fatal_and_harms_nobody_else(tmp_path: Path) -> None:

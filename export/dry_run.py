@@ -85,7 +85,7 @@ def show(planned: Planned) -> None:
     """For people, on standard output."""
     console = make_console(stderr=False)
     size, bits = planned.weights["weight_bytes"] / 1e6, planned.weights["bits_per_weight"]
-    print_wrapped(console, f"{planned.name} -> {planned.options.folder} (nothing is written)")
+    print_wrapped(console, f"{planned.name} -> {planned.options.folder} (not written)")
     print_wrapped(
         console, f"weights {planned.recipe}: {size:.1f} MB, {bits:.2f} bits a weight; the file is a few MB more"
     )
