@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from adakv_model.command_line import HELP_NAMES, command
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+example = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings=HELP_NAMES)
+@example.command(context_settings=HELP_NAMES)
 @command
 def main(
     folder: Annotated[str, typer.Argument(help="Folder.", metavar="DIR")],
@@ -37,7 +37,7 @@ def main(
     ],
 )
 def test_usage_errors_are_one_line(words: list[str], expected: str) -> None:
-    done = CliRunner().invoke(app, words, prog_name="main")
+    done = CliRunner().invoke(example, words, prog_name="main")
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {expected}")
     assert len(done.stderr.splitlines()) == 1
@@ -45,7 +45,7 @@ def test_usage_errors_are_one_line(words: list[str], expected: str) -> None:
 
 
 def test_help_cuts_nothing_and_says_what_numbers_and_defaults_are() -> None:
-    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}, prog_name="main")
+    done = CliRunner().invoke(example, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}, prog_name="main")
     assert done.exit_code == 0
     lines = [line.strip("│ ") for line in done.stdout.splitlines()]
     assert "--a-flag-with-a-long-name <int>" in lines, "on a line of its own"
