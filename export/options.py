@@ -205,7 +205,7 @@ class ExportOptions:
         if self.checkpoint is None and ("/" not in self.model or self.random_weights):
             get_model(self.model)
         if self.tables is not None and not self.tables.is_file():
-            raise UserError(f"no calibration tables at {self.tables}: make them with scripts/calibrate.py")
+            raise UserError(f"no calibration tables at {self.tables}: make them with adakv calibrate")
 
 
 def default_out(model: str, checkpoint: Path | None, target: str) -> Path:

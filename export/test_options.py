@@ -68,7 +68,7 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
         ({"context": 100_000}, "more than the 8192 positions"),
         ({"model": "smollm-135m", "context": 4096}, "more than the 2048 positions"),
         ({"random_weights": True, "checkpoint": Path("x")}, "--random-weights needs only a model's name"),
-        ({"tables": Path("/nonexistent/tables")}, "make them with scripts/calibrate.py"),
+        ({"tables": Path("/nonexistent/tables")}, "make them with adakv calibrate"),
         ({"target": "ios", "logits": "last"}, "drop --logits and --features"),
         ({"target": "ios", "cache_io": "int8"}, "needs --deployment-target iOS26"),
         ({"target": "ios", "cache_io": "int8", "backend": "executorch"}, "needs --backend coreml"),

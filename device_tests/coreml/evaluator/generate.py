@@ -140,7 +140,7 @@ def summary(s: Statistics) -> str:
 @app.command(context_settings=HELP_NAMES)
 @command
 def main(
-    artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target ios.")],
+    artifact: Annotated[Path, typer.Option(help="Folder written by adakv export --target ios.")],
     prompt: Annotated[str, typer.Option(help="Text; - reads it from standard input.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")] = 32,
     system: Annotated[str | None, typer.Option(help="System message of the chat template.")] = None,
