@@ -53,7 +53,9 @@ def test_every_command_is_walked() -> None:
 
 def test_commands_are_apps() -> None:
     """`typer.run` would leave a command without the wrapper that ends errors and checks numbers."""
-    bare = [n for n in listed() if n.endswith(".py") and "typer.run(" + "main" in (ROOT / n).read_text("utf-8")]
+    bare = [
+        n for n in listed() if n.endswith(".py") and "typer.run(" + "main" in (ROOT / n).read_text(encoding="utf-8")
+    ]
     assert bare == ["device_tests/coreml/swift_fixtures.py", "scripts/make_tiny_artifact.py"], "they take no numbers"
 
 

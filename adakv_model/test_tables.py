@@ -99,8 +99,8 @@ def test_shipped_scorers_read_their_own_features(features: str) -> None:
     assert set(used) == set(FEATURE_SETS[features])
 
 
-def test_a_missing_file_names_the_script_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no calibration tables at .*t\.safetensors: make them with scripts/calibr"):
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no calibration tables at .*t\.safetensors: make them with adakv calibrate"):
         CalibrationTables.load(tmp_path / "t.safetensors")
 
 
@@ -110,7 +110,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     random_tables().save(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"is not a calibration table file .*: make it with scripts/calibrate\.py"):
+    with pytest.raises(UserError, match=r"is not a calibration table file .*: make it with adakv calibrate"):
         CalibrationTables.load(path)
 
 
@@ -172,17 +172,17 @@ def with_rows(tables: CalibrationTables, **changes: Any) -> CalibrationTables:
 
 
 def refused(changed: CalibrationTables) -> None:
-    with pytest.raises(UserError, match=r"the calibration tables are for a model of .* run scripts/calibrate\.py"):
+    with pytest.raises(UserError, match=r"the calibration tables are for a model of .* run adakv calibrate"):
         changed.check(SMALL)
 
 
 def test_tables_of_another_model_are_refused() -> None:
     random_tables().check(SMALL)
-    with pytest.raises(UserError, match=r"\(2, 2, 16\) .*, not \(30, 3, 64\): run scripts/calibrate\.py"):
+    with pytest.raises(UserError, match=r"\(2, 2, 16\) .*, not \(30, 3, 64\): run adakv calibrate"):
         random_tables().check(DEFAULT)
     refused(with_rows(random_tables(), k_mean=torch.zeros(2, 2, 32)))
     refused(replace(random_tables(), token_log_frequency=torch.zeros(SMALL.vocab_size + 1)))
-    with pytest.raises(UserError, match=r"scripts/calibrate\.py"):
+    with pytest.raises(UserError, match=r"adakv calibrate"):
         plan_cache(DEFAULT, random_tables(), CacheOptions())
 
 

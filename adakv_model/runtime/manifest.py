@@ -50,8 +50,8 @@ def require_all_logits(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises UserError for a program that returns the last token's alone."""
     if not all_logits(manifest):
         raise UserError(
-            f"{folder} returns the logits of a step's last token only: export one that returns all with"
-            " `adakv export --logits all --out artifacts/check`"
+            f"{folder} returns the logits of a step's last token only: export with --logits all"
+            " (`adakv export --logits all --out artifacts/check`)"
         )
 
 
