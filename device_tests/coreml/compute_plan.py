@@ -121,7 +121,7 @@ def remote_plan(package: Path, function: str, units: str, phone: ios.Phone) -> A
 @app.command(context_settings=HELP_NAMES)
 @command
 def main(
-    artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target ios.")],
+    artifact: Annotated[Path, typer.Option(help="Folder written by adakv export --target ios.")],
     device: Annotated[str, typer.Option(help="mac, or ios[:UDID].")] = "mac",
     function: Annotated[str, typer.Option(help=f"{DECODE} or {PREFILL}.")] = DECODE,
     units: Annotated[str, typer.Option(help=f"{', '.join(UNITS)}.")] = UNITS[0],
