@@ -28,7 +28,7 @@ def argument_text(name: str, text: str) -> str:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt; `-` reads standard input, which is UTF-8 whatever the locale. Raises UserError for any other or none."""
+    """The prompt; `-` reads standard input, UTF-8 whatever the locale. Raises UserError for other text and for none."""
     if prompt != "-":
         text = argument_text("--prompt", prompt)
     else:
