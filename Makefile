@@ -30,6 +30,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml CMakeLists.txt $(wildcard a
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
+	@echo 'next: . $(VENV)/bin/activate, then adakv --help'
 
 peers: venv  ## Virtual environment of the systems that scripts/bench_peers.py compares with
 	$(BIN)/python scripts/bench_peers.py --setup
@@ -37,6 +38,8 @@ peers: venv  ## Virtual environment of the systems that scripts/bench_peers.py c
 android: venv  ## Export the default model for Android and let it answer a prompt on this machine
 	$(BIN)/python export.py --target android --model $(MODEL) --out $(ARTIFACT)
 	$(BIN)/python -m adakv_model.generate --artifact $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 96
+	@echo 'artifact: $(ARTIFACT)'
+	@echo 'next: . $(VENV)/bin/activate, then adakv describe $(ARTIFACT)'
 
 ios: venv  ## Export the Core ML package, report on it, and let it answer a prompt in the evaluator (no Mac needed)
 	$(BIN)/python export.py --target ios --model $(MODEL) --out $(IOS_ARTIFACT)

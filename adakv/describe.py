@@ -14,7 +14,7 @@ from rich.table import Table
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.digest import sha256_of
 from adakv_model.runtime.manifest import PROGRAM, is_calibrated, read_manifest
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_facts, print_table, print_wrapped
 from export import plan_drawing
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -29,7 +29,10 @@ def main(
     verify: Annotated[bool, typer.Option(help="Compare every file with its SHA-256. Exit code 3: one differs.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Show what an artifact is: model, plan to scale, weights, files and hashes, versions, command."""
+    """Show what an artifact is: model, plan to scale, weights, files and hashes, versions, command.
+
+    For example: adakv describe artifacts/mine
+    """
     manifest = read_manifest(folder)
     files = check_files(folder, manifest["files"]) if verify else dict.fromkeys(manifest["files"], "not checked")
     versions = compare_versions(manifest["versions"])
@@ -101,29 +104,23 @@ def show(
 ) -> None:
     """Tables on standard output."""
     console = make_console(stderr=False)
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, text in _facts(manifest, cache):
-        facts.add_row(label, text)
     console.print(folder, soft_wrap=True)
-    console.print(facts)
+    print_facts(console, _facts(manifest, cache))
     console.print()
-    console.print(plan_drawing.drawing(cache))
-    console.print(plan_drawing.account_line(cache), soft_wrap=True)
+    plan_drawing.show(cache, console)
     console.print()
     listed = Table("file", "bytes", "SHA-256", "state", box=None, pad_edge=False)
     for name, state in files.items():
         recorded = manifest["files"][name]
         listed.add_row(name, f"{recorded['bytes']:,}", recorded["sha256"][:12], state)
-    console.print(listed)
+    print_table(console, listed)
     changed = [f"{name} {v['exported with']} (here {v['installed']})" for name, v in versions.items() if _differs(v)]
     console.print()
     made = ", ".join(f"{name} {v['exported with']}" for name, v in versions.items())
-    console.print(f"made with {made}", soft_wrap=True)
+    print_wrapped(console, f"made with {made}")
     if changed:
         serious = any(_differs(versions[name]) for name in MATTERS if name in versions)
-        console.print(f"other versions here: {', '.join(changed)}", style="yellow" if serious else "", soft_wrap=True)
+        print_wrapped(console, f"other versions here: {', '.join(changed)}", style="yellow" if serious else "")
 
 
 def _differs(versions: dict[str, str | None]) -> bool:

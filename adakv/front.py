@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -11,14 +12,24 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from adakv.commands import COMMANDS
-from adakv_model.command_line import EXIT_MEANING, HELP_NAMES, ending
+from adakv_model.command_line import EXIT_MEANING, HELP_NAMES, Exit, console, ending
 from adakv_model.errors import DEBUG
+from adakv_model.terminal import print_error
 
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in EXIT_MEANING.items()) + "."
 
 
 class LazyGroup(TyperGroup):
     """Lists the commands of `COMMANDS` from their lines of help, and imports one when it is called or completed."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As typer's; what commands do not end themselves is the completion that cannot be installed."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            reason = f"cannot write {error.filename} ({error.strerror})"
+            print_error(console, f"{reason}: set HOME to a folder of yours, or use adakv --show-completion")
+            sys.exit(Exit.USER)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
@@ -39,7 +50,7 @@ app = typer.Typer(
     cls=LazyGroup,
     context_settings=HELP_NAMES,
     epilog=EPILOG,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
 
@@ -52,11 +63,14 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Export SmolLM to phones with an adaptive-precision KV cache, and look after what was exported."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _listed(name: str, text: str) -> None:

@@ -6,6 +6,7 @@ CMakeLists.txt installs register_adakv.py.
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser
 from dataclasses import fields
@@ -17,9 +18,21 @@ import typer
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from adakv_model.command_line import ending
+from adakv_model.errors import DEBUG
+from adakv_model.signals import ended_by_signals
 from adakv_model.terminal import use_utf8
+from export import listing
+from export.cli import export
 from export.options import ExportOptions, flag
 from export.presets import PRESETS, gather
+
+SWITCHES = {
+    "--dry-run": "Print the plan and the sizes; write nothing.",
+    "--list-presets": "Print the presets and end.",
+    "--list-models": "Print the registered models and end.",
+    "--json": "Print the manifest (or list, or plan) as JSON.",
+    "--debug": "Show tracebacks and the runtime's log.",
+}
 
 
 class AdakvExportCommand(BaseOptimumCLICommand):
@@ -43,19 +56,22 @@ class AdakvExportCommand(BaseOptimumCLICommand):
             parser.add_argument(flag(each.name), type=kind, choices=meta["choices"] or None, help=text)
         parser.add_argument("--preset", choices=tuple(PRESETS), help="Named options, which a file and flags override.")
         parser.add_argument("--config", type=Path, help="TOML file of options; flags override it.")
+        for name, text in SWITCHES.items():
+            parser.add_argument(name, action="store_true", help=text)
 
     def run(self) -> None:
         """Export, and end the process with the exit code of `adakv export`."""
         use_utf8()
         names = [each.name for each in fields(ExportOptions)]
         given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
+        if self.args.debug:
+            os.environ[DEBUG] = "1"
         try:
-            with ending():
-                options = gather(self.args.preset, self.args.config, given)
-                options.check()
-                from export import summary
-                from export.run import export_model
-
-                summary.show(export_model(options, sys.argv), options)
+            with ended_by_signals(), ending():
+                if self.args.list_presets or self.args.list_models:
+                    listing.show(PRESETS if self.args.list_presets else listing.models(), self.args.json)
+                else:
+                    options = gather(self.args.preset, self.args.config, given)
+                    export(options, dry_run=self.args.dry_run, as_json=self.args.json)
         except typer.Exit as end:
             sys.exit(end.exit_code)

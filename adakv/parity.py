@@ -15,7 +15,7 @@ import typer
 from adakv.commands import CHECKOUT
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
-from adakv_model.runtime.manifest import read_manifest
+from adakv_model.runtime.manifest import read_manifest, require_all_logits
 
 SUITES = {"android": "device_tests/parity", "coreml": "device_tests/coreml/test_parity.py"}
 FAILED_TESTS = 1  # pytest's exit code; above it: it could not run them
@@ -29,9 +29,15 @@ def main(
     artifact: Annotated[Path, typer.Option(help="Folder written by adakv export; android: with --logits all.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of pytest's output.")] = False,
 ) -> None:
-    """Compare an artifact with the eager model: logits, tiers, slots and text. Exit code 3: they differ."""
+    """Compare an artifact with the eager model: logits, tiers, slots and text. Exit code 3: they differ.
+
+    For example: adakv export --logits all --out artifacts/check && adakv parity --artifact artifacts/check
+    """
     manifest = read_manifest(artifact)
-    suite = CHECKOUT / SUITES["coreml" if "core_ml_states" in manifest else "android"]
+    kind = "coreml" if "core_ml_states" in manifest else "android"
+    if kind == "android":
+        require_all_logits(artifact, manifest)
+    suite = CHECKOUT / SUITES[kind]
     if not suite.exists():
         raise UserError("adakv parity runs from a checkout: clone the repository and run `make venv` there")
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ import pytest
 from adakv.doctor import operators, places, python, tools
 from adakv.doctor.checks import CHECKS
 from adakv.doctor.cli import examine
-from adakv.doctor.finding import Check, Finding, Machine, Severity
+from adakv.doctor.finding import Check, Finding, Machine, Severity, shown
 
 ENVIRONMENT = dict(os.environ)
 
@@ -47,6 +47,12 @@ def test_the_library_here_loads_and_names_its_instruction_set() -> None:
     found = by_subject(operators.operators(broken(ADAKV_OPS_LIBRARY=None)))
     assert found["operator library"].severity is not Severity.FATAL
     assert "kernels " in found["operator library"].text
+
+
+def test_paths_below_the_current_folder_are_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown(str(tmp_path / "lib" / "a.so")) == "lib/a.so"
+    assert shown("/usr/bin/cmake") == "/usr/bin/cmake"
 
 
 def test_a_damaged_operator_library_is_fatal_and_harms_nobody_else(tmp_path: Path) -> None:
@@ -122,9 +128,18 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 10_000_000})
+    usage = type("Usage", (), {"free": 10_000_000, "total": 20_000_000})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert {f.severity for f in places.disk(Machine())} == {Severity.FATAL}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of no size: Linux has one")
+def test_a_place_that_takes_no_files_is_not_a_full_disk() -> None:
+    found = [f for f in places.disk(broken(ADAKV_CACHE="/proc/nohome")) if f.severity is Severity.FATAL]
+    assert [f.text for f in found] == ["cache (/proc/nohome): nothing can be written to /proc"]
+    assert "ADAKV_CACHE" in found[0].remedy
+    (cannot,) = places.cache(broken(ADAKV_CACHE="/proc/nohome"))
+    assert cannot.severity is Severity.FATAL
 
 
 def test_a_check_that_fails_is_a_finding() -> None:

@@ -16,12 +16,15 @@ import pytest
 
 from adakv.commands import COMMANDS
 from adakv.front import EPILOG
-from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
+from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder, write_tokenizer
 from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.command_line import Exit
+from adakv_model.config import MODELS
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
+from adakv_model.runtime.manifest import read_manifest
 from device_tests.exporting import ROOT
+from export.cli import command_line
 
 SMALL_CACHE = ("--context", "64", "--window", "8")
 
@@ -34,8 +37,10 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint in Hugging Face form."""
-    return write_folder(tmp_path_factory.mktemp("tiny"), draw_weights(SMALL, 0))
+    """A tiny checkpoint in Hugging Face form, with a tokenizer."""
+    made = write_folder(tmp_path_factory.mktemp("tiny"), draw_weights(SMALL, 0))
+    write_tokenizer(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_a_wrong_option_is_refused_before_torch_is_loaded() -> None:
     ("number", "code"),
     [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED), (signal.SIGHUP, Exit.HANGUP)],
 )
-def test_signals_end_a_command_quietly(number: int, code: Exit, artifact: Path) -> None:
+def test_signals_end_a_command_with_at_most_a_word(number: int, code: Exit, artifact: Path) -> None:
     """While it reads a prompt that never ends: more than a pipe holds has been written, so it is reading."""
     words = [sys.executable, "-m", "adakv", "generate", "--artifact", str(artifact), "--prompt", "-"]
     pipe = subprocess.PIPE
@@ -108,7 +113,104 @@ def test_signals_end_a_command_quietly(number: int, code: Exit, artifact: Path) 
         assert process.wait(timeout=60) == code
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.read() + process.stderr.read() == b""
+        assert process.stdout.read() == b""
+        assert process.stderr.read() == (b"" if number == signal.SIGHUP else b"interrupted\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_export_says_that_nothing_was_written(
+    number: int, code: int, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "adakv", "export", "--checkpoint", str(folder), *SMALL_CACHE, "--out", str(out)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = next(line for line in process.stderr if "load checkpoint" in line)
+        assert seen, "it works on the artifact"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        assert process.stderr.read().splitlines()[-1] == f"interrupted: nothing was written to {out}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_answer_says_where_it_ends(number: int, code: int, artifact: Path) -> None:
+    """The signal comes from within, after the second token, so that it cannot come too late."""
+    program = (
+        "import os, sys; from adakv_model.runtime.artifact import HostModel; from adakv.front import app\n"
+        "step, number, steps = HostModel.step, int(sys.argv.pop(1)), []\n"
+        "def counted(*args):\n"
+        "    steps.append(1)\n"
+        "    if len(steps) == 3: os.kill(os.getpid(), number)\n"
+        "    return step(*args)\n"
+        "HostModel.step = counted; app(prog_name='adakv')"
+    )
+    words = ["generate", "--artifact", str(artifact), "--prompt", "x", "--no-chat", "--max-new-tokens", "40"]
+    command = [sys.executable, "-c", program, str(number), *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.endswith("\n")
+    assert done.stderr == "interrupted: the answer ends at token 2\n"
+
+
+def test_no_command_is_a_request_for_help() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("--help").stdout
+
+
+def test_a_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> None:
+    home = tmp_path / "file"
+    home.write_text("", encoding="utf-8")
+    done = run("--install-completion", "bash", HOME=str(home))
+    assert done.returncode == Exit.USER
+    assert done.stderr.startswith(f"error: cannot write {home}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["export.py"], ["-m", "adakv"], ["-m", "adakv_model.generate"]])
+def test_a_python_without_the_packages_is_one_line(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.USER
+    (line,) = done.stderr.splitlines()
+    assert "run `make venv`, then `. .venv/bin/activate`" in line
+
+
+def test_the_manifest_names_the_program_without_its_folder(artifact: Path) -> None:
+    assert Artifact(artifact).manifest["command"][:3] == ["optimum-cli", "export", "adakv"]
+    assert command_line(["/a/b/adakv", "export", "--out", "/c"]) == ["adakv", "export", "--out", "/c"]
+    assert command_line(["/a/adakv/__main__.py", "export"]) == ["adakv", "export"]
+
+
+def test_a_wrong_folder_is_answered_with_the_right_one(artifact: Path, tmp_path: Path) -> None:
+    def answer(folder: Path) -> str:
+        with pytest.raises(UserError) as raised:
+            read_manifest(folder)
+        return str(raised.value)
+
+    assert answer(artifact.parent).endswith("it holds artifacts, name one of them: tiny")
+    assert answer(artifact / "model.pte").endswith(f"name the folder, {artifact}")
+    assert "--out" not in answer(tmp_path)
+    assert answer(tmp_path / "new").endswith(f"--out {tmp_path / 'new'}`")
+
+
+def test_parity_of_a_program_without_all_logits_is_one_line(artifact: Path) -> None:
+    done = run("parity", "--artifact", str(artifact))
+    assert done.returncode == Exit.USER
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "adakv export --logits all" in line
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_names_in_lists_are_whole(width: str) -> None:
+    shown = run("export", "--list-models", COLUMNS=width).stdout
+    for name, spec in MODELS.items():
+        assert any(line.startswith(f"{name} ") for line in shown.splitlines())
+        assert spec.bundled or spec.hub_id in shown
+    if width == "80":
+        assert all(len(line) <= 80 for line in shown.splitlines())
 
 
 def test_unknown_commands_are_answered_with_the_nearest() -> None:
@@ -172,6 +274,10 @@ def test_optimum_lists_our_options() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--kv-bits" in done.stdout
+    planned = subprocess.run([*words[:3], "--dry-run", "--json"], capture_output=True, text=True, check=False)
+    assert json.loads(planned.stdout)["target"] == "android", planned.stderr
+    listed = subprocess.run([*words[:3], "--list-models", "--json"], capture_output=True, text=True, check=False)
+    assert json.loads(listed.stdout).keys() == MODELS.keys(), listed.stderr
     wrong = subprocess.run([*words[:3], "--kv", "fp16", "--kv-bits", "3"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1].startswith("error: --kv-bits is the budget of --kv adaptive")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adakv_model import usage
 from adakv_model.errors import DEBUG, UserError, debugging
 from adakv_model.numbers import check_number
 from adakv_model.signals import ended_by_signals
@@ -44,6 +45,7 @@ EXIT_MEANING = {
     Exit.TERMINATED: "terminated (SIGTERM)",
 }
 
+usage.install()
 console = make_console()
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks and the runtime's log.", rich_help_panel="Other")
@@ -58,8 +60,13 @@ def ending() -> Iterator[None]:
     except UserError as error:
         print_error(console, error)
         _end(Exit.USER, error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
+        _print_interrupted(end)
         raise typer.Exit(Exit.INTERRUPTED) from None
+    except SystemExit as end:
+        if end.code == Exit.TERMINATED:
+            _print_interrupted(end)
+        raise
     except ModuleNotFoundError as error:
         print_error(console, f"{error}: the installation is not complete; adakv doctor shows what is missing")
         _end(Exit.FAULT, error)
@@ -70,6 +77,21 @@ def ending() -> Iterator[None]:
             raise
         print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
         _end(Exit.FAULT, error)
+
+
+@contextmanager
+def if_interrupted(what: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM inside: `ending` says what() of them, such as what has been written."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        end.add_note(what())
+        raise
+
+
+def _print_interrupted(end: BaseException) -> None:
+    notes = getattr(end, "__notes__", [])
+    console.print(f"interrupted: {notes[0]}" if notes else "interrupted", soft_wrap=True)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

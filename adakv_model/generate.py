@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.runtime.inputs import check_sampling, check_threads, read_prompt
 from adakv_model.runtime.manifest import read_manifest
 from adakv_model.terminal import make_console
@@ -31,12 +31,17 @@ def main(
     system: Annotated[str | None, typer.Option(help="System message of the chat template.")] = None,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--no-chat", help="Use the chat template. [default: if there is one]", show_default=False),
+        typer.Option(
+            "--chat/--no-chat", help="Use the chat template. \\[default: if there is one]", show_default=False
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime. [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime. \\[default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Generate text from an exported artifact, on this machine."""
+    """Generate text from an exported artifact, on this machine.
+
+    For example: adakv generate --artifact artifacts/mine --prompt "Why is the sky blue?"
+    """
     check_sampling(temperature, seed)  # complain before torch is loaded
     if threads is not None:
         check_threads(threads)
@@ -52,15 +57,24 @@ def main(
     torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
     if threads is not None:
         set_threads(threads)
-    stream = opened.codec.stream()
+    stream, shown = opened.codec.stream(), 0
 
     def show(piece: str) -> None:
         if not as_json:
             print(piece, end="", flush=True)
 
-    new, statistics = generate(
-        opened, ids, max_new_tokens, temperature=temperature, seed=seed, emit=lambda t: show(stream.push(t))
-    )
+    def emit(token: int) -> None:
+        nonlocal shown
+        shown += 1
+        show(stream.push(token))
+
+    def cut_off() -> str:
+        if shown:
+            show(stream.flush() + "\n")
+        return f"the answer ends at token {shown}" if shown else "no answer yet"
+
+    with if_interrupted(cut_off):
+        new, statistics = generate(opened, ids, max_new_tokens, temperature=temperature, seed=seed, emit=emit)
     show(stream.flush() + "\n")
     if as_json:
         answer = opened.codec.decode(new, skip_special_tokens=True)

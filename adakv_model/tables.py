@@ -97,7 +97,7 @@ class CalibrationTables:
     def load(cls, path: Path) -> CalibrationTables:
         """Raises UserError for a missing, truncated or foreign file."""
         if not path.is_file():
-            raise UserError(f"no calibration tables at {path}: make them with `adakv calibrate`")
+            raise UserError(f"no calibration tables at {path}: make them with adakv calibrate")
         try:
             with safe_open(path, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
@@ -114,7 +114,7 @@ class CalibrationTables:
             content["score_quantiles"] = {features: tensors[f"{features}.{_QUANTILES}"] for features in FEATURE_SETS}
             return cls(**content, info=info)
         except (SafetensorError, KeyError, RuntimeError, ValueError) as e:
-            raise UserError(f"{path} is not a calibration table file ({e}): make it with `adakv calibrate`") from e
+            raise UserError(f"{path} is not a calibration table file ({e}): make it with adakv calibrate") from e
 
     def check(self, config: LlamaConfig) -> None:
         """Raise UserError unless the tables fit a model of this shape."""
@@ -134,7 +134,7 @@ class CalibrationTables:
         if any(tuple(tensor.shape) != shape for tensor, shape in shapes):
             raise UserError(
                 f"the calibration tables are for a model of {tuple(self.v_mean.shape)} (layers, kv heads, head_dim),"
-                f" not {expected}: run `adakv calibrate` on this checkpoint"
+                f" not {expected}: run adakv calibrate on this checkpoint"
             )
 
 

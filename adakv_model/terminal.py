@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TextColumn
+from rich.segment import Segment
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -50,11 +55,51 @@ def print_note(console: Console, note: object) -> None:
     _labelled(console, "note:", "yellow", note)
 
 
+def print_table(console: Console, table: Table) -> None:
+    """A table that cuts no word, number or path, even where it gets wider than the terminal; no blanks at the end."""
+    options = console.options
+    for column in table.columns:
+        words = [cell if column.no_wrap else max(cell.split(), key=len, default="") for cell in _texts(column)]
+        column.min_width = max(column.min_width or 0, *map(cell_len, words))
+    least = console.measure(table, options=options.update(width=10_000)).minimum
+    wide_enough = options.update(width=max(options.max_width, least))
+    for line in Segment.split_lines(console.render(table, wide_enough)):  # render_lines would crop
+        text = Text.assemble(*((segment.text, segment.style or "") for segment in line if not segment.control))
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+
+
+def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """Label and text of each fact, the texts below each other."""
+    rows = list(facts)
+    indent = max((len(label) for label, _ in rows), default=0) + 2
+    for label, text in rows:
+        print_wrapped(console, text, label=label, indent=indent)
+
+
+def print_wrapped(console: Console, text: str, *, label: str = "", indent: int = 0, style: str = "") -> None:
+    """Text beside its label, wrapped between words; its own lines stay apart. A word that is longer than the room
+    there, such as a path, is whole on a line of its own."""
+    room = max(console.width - indent, 1)
+    lines = [
+        part
+        for line in text.splitlines() or [""]
+        for part in textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+    ]
+    for number, line in enumerate(lines):
+        start = " " * indent if number else label and label.ljust(indent)
+        console.print(Text((start + line).rstrip(), style=style), soft_wrap=True)
+
+
 def use_utf8() -> None:
     """Print and read UTF-8 whatever the locale: answers and prompts are. What cannot be written is replaced."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _texts(column: Column) -> list[str]:
+    return [str(cell) for cell in (column.header, *column.cells) if isinstance(cell, str | Text)]
 
 
 def _labelled(console: Console, label: str, colour: str, text: object) -> None:

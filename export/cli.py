@@ -64,7 +64,11 @@ def main(
         listing.show(PRESETS if list_presets else listing.models(), as_json)
         return
     given = {name: value for name, value in flags.items() if value is not None}
-    options = gather(preset, config, given)
+    export(gather(preset, config, given), dry_run=dry_run, as_json=as_json)
+
+
+def export(options: ExportOptions, *, dry_run: bool, as_json: bool) -> None:
+    """Check the options, plan or write the artifact, and print what a command prints of it."""
     options.check()
     if note := replacing(options.folder):
         print_note(make_console(), note)
@@ -78,10 +82,16 @@ def main(
     from export import summary
     from export.run import export_model
 
-    manifest = export_model(options, sys.argv)
+    manifest = export_model(options, command_line(sys.argv))
     summary.show(manifest, options)
     if as_json:
         print(json.dumps(manifest))
+
+
+def command_line(words: list[str]) -> list[str]:
+    """For the manifest: the program by its name, as its folder is of the machine that exported."""
+    program = Path(words[0])
+    return [program.parent.name if program.name == "__main__.py" else program.name, *words[1:]]
 
 
 def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:

@@ -13,7 +13,7 @@ from adakv_model.config import LlamaConfig, get_model
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError, first_line
 from adakv_model.tables import choose_tables
-from adakv_model.terminal import make_console, print_note
+from adakv_model.terminal import make_console, print_note, print_wrapped
 from export import plan_drawing
 from export.options import ExportOptions, default_embedding
 from export.sizes import package_bits, program_bits
@@ -86,13 +86,12 @@ def show(planned: Planned) -> None:
     """For people, on standard output."""
     console = make_console(stderr=False)
     size, bits = planned.weights["weight_bytes"] / 1e6, planned.weights["bits_per_weight"]
-    console.print(f"{planned.name} -> {planned.options.folder} (nothing is written)", soft_wrap=True)
-    console.print(
-        f"weights {planned.recipe}: {size:.1f} MB, {bits:.2f} bits a weight; the file is a few MB more", soft_wrap=True
+    print_wrapped(console, f"{planned.name} -> {planned.options.folder} (not written)")
+    print_wrapped(
+        console, f"weights {planned.recipe}: {size:.1f} MB, {bits:.2f} bits a weight; the file is a few MB more"
     )
     cache = plan_drawing.as_core_ml(planned.cache, planned.states)
-    console.print(plan_drawing.drawing(cache))
-    console.print(plan_drawing.account_line(cache), soft_wrap=True)
+    plan_drawing.show(cache, console)
     for note in planned.notes:
         print_note(make_console(), note)
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from adakv_model.config import DEFAULT_MODEL, MODELS
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_table
 from export.presets import Preset
+
+LEFT_OUT = ("hidden size", "heads")  # of the table, not of --json: names and hub ids stay whole in 80 columns
 
 
 def models() -> dict[str, dict[str, object]]:
@@ -22,7 +24,7 @@ def models() -> dict[str, dict[str, object]]:
             "layers": c.n_layers,
             "hidden size": c.hidden_size,
             "heads": f"{c.n_heads} / {c.n_kv_heads} kv",
-            "longest context": c.max_position_embeddings,
+            "context": c.max_position_embeddings,
             "weights": weights + (" (default)" if name == DEFAULT_MODEL else ""),
         }
     return found
@@ -34,10 +36,13 @@ def show(items: Mapping[str, Preset] | Mapping[str, dict[str, object]], as_json:
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("name", *next(iter(rows.values())))
+    columns = [key for key in next(iter(rows.values())) if key not in LEFT_OUT]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("name", *columns):
+        table.add_column(heading, overflow="fold")
     for name, row in rows.items():
-        table.add_row(name, *(_text(value) for value in row.values()))
-    make_console(stderr=False).print(table)
+        table.add_row(name, *(_text(row[key]) for key in columns))
+    print_table(make_console(stderr=False), table)
 
 
 def _text(value: object) -> str:

@@ -240,7 +240,7 @@ class ExportOptions:
         elif "/" not in self.model or self.random_weights:
             get_model(self.model)
         if self.tables is not None and not self.tables.is_file():
-            raise UserError(f"no calibration tables at {self.tables}: make them with `adakv calibrate`")
+            raise UserError(f"no calibration tables at {self.tables}: make them with adakv calibrate")
 
 
 def _programs(users: Collection[str]) -> str:

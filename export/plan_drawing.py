@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.bar import Bar
+from rich.console import Console
 from rich.table import Table
 
 from adakv_model.cache_options import BUDGETED, DEFAULT_BITS
+from adakv_model.terminal import print_table, print_wrapped
 
 SHORTFALL = 0.5  # bits below the budget from which a user is told
-WIDTH = 32  # columns of the whole cache
+WIDTH = 32  # columns of the whole cache, fewer in a narrow terminal
+NARROWEST = 8  # columns below which there is nothing to see
+GAP = 2  # columns between two of the table
 COLOURS = {"sink": "red", "window": "yellow", "bookkeeping": "magenta", "alignment": "magenta"}
 
 
@@ -42,27 +46,43 @@ def parts(cache: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def drawing(cache: Mapping[str, Any]) -> Table:
-    """One bar a part, from where the one before ended."""
+def show(cache: Mapping[str, Any], console: Console) -> None:
+    """The whole cache in a line, its parts with one bar each, from where the one before ended, and the bits' account.
+
+    A terminal that is too narrow gets shorter bars, or none: numbers stay whole.
+    """
     total = cache["bytes_allocated"]
     title = (
         f"KV cache: {total / 2**20:.2f} MiB for {cache['context']} tokens, {cache['bits_per_value']:.2f} bits a value,"
         f" {100 * total / cache['fp16_bytes']:.1f} % of fp16"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("part", "tokens", "bits", "bytes", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    table.add_column("to scale", min_width=WIDTH, max_width=WIDTH)
+    shown = [part for part in parts(cache) if part["bytes"]]
+    rows = [
+        (
+            part["part"],
+            *("" if part[key] is None else f"{part[key]:g}" for key in ("tokens", "bits")),
+            f"{part['bytes']:,}",
+            f"{100 * part['bytes'] / total:.1f} %",
+        )
+        for part in shown
+    ]
+    headings = ("part", "tokens", "bits", "bytes", "share")
+    taken = sum(max(map(len, column)) + GAP for column in zip(headings, *rows, strict=True))
+    width = min(WIDTH, console.width - taken)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
+    if width >= NARROWEST:
+        table.add_column("to scale", min_width=width, max_width=width)
     start = 0
-    for part in parts(cache):
-        if not part["bytes"]:
-            continue
-        name, end = part["part"], start + part["bytes"]
-        bar = Bar(total, start, end, width=WIDTH, color=COLOURS.get(name, "green"))
-        words = [name, *("" if part[key] is None else f"{part[key]:g}" for key in ("tokens", "bits"))]
-        table.add_row(*words, f"{part['bytes']:,}", f"{100 * part['bytes'] / total:.1f} %", bar)
+    for part, row in zip(shown, rows, strict=True):
+        end = start + part["bytes"]
+        bar = Bar(total, start, end, width=width, color=COLOURS.get(part["part"], "green"))
+        table.add_row(*row, *([bar] if width >= NARROWEST else []))
         start = end
-    return table
+    print_wrapped(console, title)
+    print_table(console, table)
+    print_wrapped(console, account_line(cache))
 
 
 def account(cache: Mapping[str, Any]) -> dict[str, float]:

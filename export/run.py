@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeElapsedColumn
 
+from adakv_model.command_line import if_interrupted
 from adakv_model.terminal import Bars, make_console, text_column
 from export import android, ios
 from export.device_bundle import runner_folder, write_device_bundle
@@ -19,12 +20,13 @@ console = make_console()
 def export_model(options: ExportOptions, command: list[str]) -> dict[str, Any]:
     """Write the artifact folder and return its manifest. command: for the manifest. Raises UserError."""
     options.check()
+    unwritten = if_interrupted(lambda: f"nothing was written to {options.folder}")
     if options.target == "ios":
-        with stages(ios.STAGES[options.backend]) as stage:
+        with unwritten, stages(ios.STAGES[options.backend]) as stage:
             return ios.export_ios(options, command, stage)
     if options.device_bundle is not None:
         runner_folder(options.device_runner)  # fails before the export does its work
-    with stages(android.STAGES) as stage:
+    with unwritten, stages(android.STAGES) as stage:
         manifest = android.export_android(options, command, stage)
     if options.device_bundle is not None:
         write_device_bundle([options.folder], options.device_bundle, options.device_runner)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from adakv_model import terminal
 from adakv_model.runtime.manifest import is_calibrated
 from adakv_model.terminal import make_console, print_note
 from export import plan_drawing
@@ -28,13 +29,14 @@ def show(manifest: dict[str, Any], options: ExportOptions) -> None:
 
 def print_table(manifest: dict[str, Any], out: Path, console: Console) -> None:
     """Of a program, its size and the cache's."""
-    table = Table(title=f"{manifest['model']['name']} -> {out}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_row("program", f"{manifest['files']['model.pte']['bytes'] / 1e6:.1f} MB, weights {weights_of(manifest)}")
     # Core ML's states take more than the rows of the plan.
     cache = manifest["kv_cache"]
     for row in core_ml_cache(manifest) if "core_ml_states" in manifest else android_cache(cache):
         table.add_row(*row)
-    console.print(table)
+    terminal.print_wrapped(console, f"{manifest['model']['name']} -> {out}")
+    terminal.print_table(console, table)
 
 
 def weights_of(manifest: dict[str, Any]) -> str:

@@ -50,17 +50,21 @@ def test_thin_rows_are_not_unseen() -> None:
     assert dry_run.plan(ExportOptions(context=2048, kv_bits=2.75)).notes == []
 
 
+@pytest.mark.parametrize("width", [40, 50, 80])
 @pytest.mark.parametrize("options", [ExportOptions(), ExportOptions(target="ios"), ExportOptions(kv="fp16")])
-def test_the_parts_of_the_drawing_are_the_whole_cache(options: ExportOptions) -> None:
+def test_the_parts_of_the_drawing_are_the_whole_cache(options: ExportOptions, width: int) -> None:
     planned = dry_run.plan(options)
     cache = plan_drawing.as_core_ml(planned.cache, planned.states)
     parts = plan_drawing.parts(cache)
     assert sum(part["bytes"] for part in parts) == cache["bytes_allocated"]
     assert all(part["bytes"] >= 0 for part in parts)
-    console = make_console(stderr=False, width=80, record=True, file=io.StringIO())
-    console.print(plan_drawing.drawing(cache))
+    console = make_console(stderr=False, width=width, record=True, file=io.StringIO())
+    plan_drawing.show(cache, console)
     shown = console.export_text()
     assert all(f"{part['bytes']:,}" in shown for part in parts if part["bytes"])
+    assert shown.count(" %\n") + shown.count(" % ") > sum(part["bytes"] > 0 for part in parts), "shares are whole"
+    assert "…" not in shown
+    assert width == 40 or all(len(line) <= width for line in shown.splitlines())
 
 
 def test_core_ml_sizes_are_those_of_its_own_storage() -> None:

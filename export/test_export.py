@@ -120,7 +120,7 @@ def test_an_existing_artifact_is_replaced_only_on_success(
         (("--target", "web"), "unknown --target 'web'"),
         (("--model", "smollm3"), "smollm"),
         (("--checkpoint", "/nonexistent/folder"), "does not exist"),
-        (("--tables", "/nonexistent/tables"), "make them with `adakv calibrate`"),
+        (("--tables", "/nonexistent/tables"), "make them with adakv calibrate"),
     ],
 )
 def test_bad_options_give_one_line_and_no_artifact(options: tuple[str, ...], message: str, tmp_path: Path) -> None:

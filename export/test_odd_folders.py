@@ -128,7 +128,6 @@ def not_a_number(folder: Path) -> None:
         (text("tokenizer.json", '{"version": "1.0"}'), "tokenizer.json"),
         (text("tokenizer_config.json", '{"eos_token": 3}'), "eos_token"),
     ],
-    ids=str,
 )
 def test_damaged_folders_are_one_line(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "checkpoint", draw_weights(SMALL, 0))

@@ -74,7 +74,7 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
         ({"context": 100_000}, "more than the 8192 positions"),
         ({"model": "smollm-135m", "context": 4096}, "more than the 2048 positions"),
         ({"random_weights": True, "checkpoint": Path("x")}, "--random-weights needs only a model's name"),
-        ({"tables": Path("/nonexistent/tables")}, "make them with `adakv calibrate`"),
+        ({"tables": Path("/nonexistent/tables")}, "make them with adakv calibrate"),
         ({"target": "ios", "logits": "last"}, "drop --logits and --features"),
         ({"target": "ios", "cache_io": "int8"}, "needs --deployment-target iOS26"),
         (
@@ -142,7 +142,7 @@ def test_a_preset_has_a_folder_of_its_own(tmp_path: Path) -> None:
         (("--out", "/proc/none/x"), "cannot write to /proc"),
         (("--checkpoint", "/nowhere"), "/nowhere does not exist"),
         (("--checkpoint", "FILE"), "neither a folder nor a .gguf file"),
-        (("--tables", "/nowhere"), "no calibration tables at /nowhere: make them with `adakv calibrate`"),
+        (("--tables", "/nowhere"), "no calibration tables at /nowhere: make them with adakv calibrate"),
     ],
 )
 def test_paths_are_checked_before_torch_is_loaded(options: tuple[str, str], message: str, tmp_path: Path) -> None:

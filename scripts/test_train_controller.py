@@ -184,7 +184,7 @@ def test_other_shapes_few_windows_and_missing_tables_are_user_errors(tiny_folder
     text_of = tmp_path / "text.txt"
     text_of.write_text("w1 w2", encoding="utf-8")
     for changes, message in (
-        ({"tables": other}, "run scripts/calibrate.py on this checkpoint"),
+        ({"tables": other}, "run adakv calibrate on this checkpoint"),
         ({"tables": tmp_path / "none.safetensors"}, "no calibration tables at"),
         ({"tables": text_of}, "must end in .safetensors"),
         ({"tokens": 128}, "training needs 4 or more"),

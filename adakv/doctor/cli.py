@@ -6,17 +6,17 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from adakv.doctor.checks import CHECKS
 from adakv.doctor.finding import Check, Finding, Machine, Severity, fatal
 from adakv_model.command_line import HELP_NAMES, Exit, command, completed
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_wrapped
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 NAMES = [check.name for check in CHECKS]
+INDENT = 26  # columns before what was found: severity and subject
 COLOURS = {Severity.FATAL: "red", Severity.SILENT: "yellow", Severity.SLOW: "yellow", Severity.INFO: "dim"}
 
 
@@ -33,6 +33,8 @@ def main(
 
     fatal: an export or a run fails; silent: something may differ without a word; slow: it works, slowly; info:
     something optional is missing.
+
+    For example: adakv doctor --only tools --only android
     """
     if unknown := [name for name in only or () if name not in NAMES]:
         raise UserError(f"unknown --only {unknown[0]!r}: one of {', '.join(NAMES)}")
@@ -62,13 +64,10 @@ def examine(checks: list[Check], machine: Machine) -> list[Finding]:
 def show(findings: list[Finding], blind: dict[str, str]) -> None:
     """Tables on standard output."""
     console = make_console(stderr=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for width in (6, 16, None):
-        table.add_column(min_width=width, overflow="fold")
     for finding in findings:
+        label = f"{finding.severity:<8}{finding.subject}"
         text = finding.text + (f"\n-> {finding.remedy}" if finding.remedy else "")
-        table.add_row(finding.severity, finding.subject, text, style=COLOURS.get(finding.severity, "green"))
-    console.print(table)
+        print_wrapped(console, text, label=label, indent=INDENT, style=COLOURS.get(finding.severity, "green"))
     counts = {severity: sum(f.severity is severity for f in findings) for severity in Severity}
     console.print(", ".join(f"{count} {severity}" for severity, count in counts.items() if count))
-    console.print("not checked: " + "; ".join(text for text in blind.values()), style="dim", soft_wrap=True)
+    print_wrapped(console, "not checked: " + "; ".join(blind.values()), indent=2, style="dim")

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 
 class Severity(StrEnum):
@@ -56,6 +57,12 @@ def slow(subject: str, text: str, remedy: str) -> Finding:
 
 def info(subject: str, text: str, remedy: str = "") -> Finding:
     return Finding(Severity.INFO, subject, text, remedy)
+
+
+def shown(path: str) -> str:
+    """As it is named from here, where it lies below the current folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from adakv.doctor.finding import Finding, Machine, fatal, info, ok, silent, slow
+from adakv.doctor.finding import Finding, Machine, fatal, info, ok, shown, silent, slow
 
 # What the child prints: the library, the instruction set of its kernels, what of ExecuTorch's SDK is there.
 CHILD = """
@@ -37,14 +37,14 @@ def operators(machine: Machine) -> Iterator[Finding]:
     if status or "kernels" not in found:
         yield fatal("operator library", _death(status, line), BUILD)
         return
-    yield ok("executorch", found["executorch"])
-    kernels = found["kernels"]
+    yield ok("executorch", shown(found["executorch"]))
+    library, kernels = shown(found["library"]), found["kernels"]
     if any(name in kernels.lower() for name in FAST):
-        yield ok("operator library", f"{found['library']}, kernels {kernels}")
+        yield ok("operator library", f"{library}, kernels {kernels}")
     else:
         yield slow(
             "operator library",
-            f"{found['library']}, kernels {kernels}: this CPU has no instructions that they use",
+            f"{library}, kernels {kernels}: this CPU has no instructions that they use",
             "use a machine with AVX2 (x86-64) or NEON (arm64)",
         )
     override = machine.environment.get("ADAKV_OPS_LIBRARY")

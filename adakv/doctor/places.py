@@ -27,12 +27,21 @@ def disk(machine: Machine) -> Iterator[Finding]:
     }
     for name, place in places.items():
         standing = next(p for p in (place, *place.parents) if p.exists())
+        if not takes_files(standing):
+            remedy = "name another place (--out for here, ADAKV_CACHE for the cache, TMPDIR for temporary files)"
+            yield fatal("disk", f"{name} ({place}): nothing can be written to {standing}", remedy)
+            continue
         free = shutil.disk_usage(standing).free / GIB
         text = f"{name} ({place}): {free:.1f} GiB free"
         if free < EXPORT_DISK:
             yield fatal("disk", text, f"free {EXPORT_DISK} GiB, or name another place (--out, ADAKV_CACHE, TMPDIR)")
         else:
             yield ok("disk", text)
+
+
+def takes_files(place: Path) -> bool:
+    """Whether files can be made there: not in a file, without permission, or in a system of no size such as /proc."""
+    return place.is_dir() and os.access(place, os.W_OK) and shutil.disk_usage(place).total > 0
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
@@ -49,7 +58,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
 def cache(machine: Machine) -> Iterator[Finding]:
     folder = default_cache_dir(machine.environment)
     standing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
+    if not takes_files(standing):
         yield fatal("cache folder", f"{folder} cannot be written", "set ADAKV_CACHE to a writable folder")
         return
     bundled = get_model(DEFAULT_MODEL).bundled

@@ -9,14 +9,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from adakv.commands import CHECKOUT
-from adakv.doctor.finding import Finding, Machine, fatal, info, ok, silent
+from adakv.doctor.finding import Finding, Machine, fatal, info, ok, shown, silent
 
 WANTED = (3, 11)
 LOCK = CHECKOUT / "requirements.lock"
 
 
 def interpreter(machine: Machine) -> Iterator[Finding]:
-    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}, {sys.executable}"
+    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}, {shown(sys.executable)}"
     if sys.version_info[:2] != WANTED:
         yield fatal("python", found, "make the environment with Python 3.11: make venv PYTHON=/path/to/python3.11")
     else:

@@ -16,7 +16,7 @@ from adakv_model.plan import CachePlan
 from adakv_model.runtime import native
 from adakv_model.runtime.inputs import check_threads, check_tokens
 from adakv_model.runtime.log import RuntimeLog, why
-from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, damaged, read_manifest
+from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, all_logits, damaged, read_manifest, require_all_logits
 from adakv_model.runtime.text import TextCodec
 
 STATE_PREFIX = "cache."
@@ -78,12 +78,11 @@ class Artifact:
     @property
     def all_logits(self) -> bool:
         """Whether a step returns the logits of each of its tokens, not of the last alone."""
-        return self.manifest.get("logits", "all") == "all"
+        return all_logits(self.manifest)
 
     def require_all_logits(self) -> None:
         """Raises UserError for a program that returns the last token's alone."""
-        if not self.all_logits:
-            raise UserError(f"{self.folder} returns the logits of a step's last token only: export with --logits all")
+        require_all_logits(self.folder, self.manifest)
 
     @property
     def has_chat_template(self) -> bool:

@@ -19,7 +19,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete artifact. Raises UserError if the folder is missing, partial, damaged or foreign."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"no artifact at {folder}: make one with `adakv export --target android --out {folder}`")
+        raise UserError(f"no artifact at {folder}: {_instead(folder)}")
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
@@ -39,6 +39,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing or not (folder / manifest["program"]).exists():
         raise UserError(f"{folder} lacks {', '.join(missing) or manifest['program']}: export again")
     return manifest
+
+
+def all_logits(manifest: dict[str, Any]) -> bool:
+    """Whether a step returns the logits of every token; without an entry it does."""
+    return manifest.get("logits", "all") == "all"
+
+
+def require_all_logits(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises UserError for a program that returns the last token's alone."""
+    if not all_logits(manifest):
+        raise UserError(
+            f"{folder} returns the logits of a step's last token only: export one that returns all with"
+            " `adakv export --logits all --out artifacts/check`"
+        )
+
+
+def _instead(folder: Path) -> str:
+    """What to name, or to do, where `folder` is no artifact."""
+    if (folder.parent / MANIFEST).is_file():
+        return f"name the folder, {folder.parent}"
+    try:
+        held = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+    except OSError:
+        held = []
+    if held:
+        return f"it holds artifacts, name one of them: {', '.join(held)}"
+    if folder.exists():
+        return "name a folder that `adakv export` wrote"
+    return f"make one with `adakv export --target android --out {folder}`"
 
 
 def is_calibrated(manifest: dict[str, Any]) -> bool:

@@ -1,0 +1,16 @@
+"""Whether this Python is the one with the pinned packages. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+FIRST = "typer"  # what every command imports first
+
+
+def require_packages() -> None:
+    """End the process with one line where a command was started with a Python that lacks its packages."""
+    if find_spec(FIRST) is None:
+        message = f"error: {sys.executable} has no module {FIRST!r}: run `make venv`, then `. .venv/bin/activate`"
+        print(message, file=sys.stderr)
+        sys.exit(2)
