@@ -88,10 +88,18 @@ def narrow_tiers(mean_bits: float) -> tuple[float, ...]:
     return tuple(float(round(b, 2)) for b in (low, max(min(2 + 1.1 * beyond, 5.5), low + 0.05), min(2.9 + beyond, 7.0)))
 
 
+def default_budget(low: float, high: float) -> float:
+    """The budget where none is asked for, in bits a value, of caches that take from `low` to `high`.
+
+    It grows where bookkeeping weighs more: on small models and short contexts.
+    """
+    return min(max(DEFAULT_BITS, low + DEFAULT_SHARE * (high - low)), high)
+
+
 def _budget(target: float | None, low: float, high: float, options: CacheOptions) -> float:
-    """The target, or the default, which grows where bookkeeping weighs more: on small models and short contexts."""
+    """The target, or the default. Raises UserError for a target out of reach."""
     if target is None:
-        return min(max(DEFAULT_BITS, low + DEFAULT_SHARE * (high - low)), high)
+        return default_budget(low, high)
     if not low <= target <= high:
         bounds = f"{math.ceil(low * 100) / 100:.2f} and {math.floor(high * 100) / 100:.2f}"
         raise UserError(

@@ -14,6 +14,7 @@ BUDGETED = ("adaptive", "tables")  # policies that take a bit budget
 
 DEFAULT_CONTEXT, DEFAULT_WINDOW, DEFAULT_BITS = 2048, 16, 3.5
 DEFAULT_WINDOW_BITS = 8
+DEFAULT_BITS_SHOWN = f"{DEFAULT_BITS}, more where bookkeeping weighs more"  # in help: budget.default_budget
 DEFAULT_CHUNK = 32  # tokens a prefill step; contexts too short for it take a smaller power of two
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import Progress, ProgressColumn, TextColumn
 from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
@@ -29,6 +29,20 @@ def table_console(width: int) -> Console:
 def text_column(template: str) -> TextColumn:
     """A column of a progress bar whose fields are shown as they are."""
     return TextColumn(template, markup=False)
+
+
+class Bars(Progress):
+    """Progress bars on standard error that leave nothing behind; where that is no terminal they print nothing."""
+
+    def __init__(self, *columns: str | ProgressColumn, console: Console | None = None, **options: Any) -> None:
+        super().__init__(*columns, console=console or make_console(), transient=True, **options)
+
+    def stop(self) -> None:
+        """rich's own ends with an empty line in a pipe, in front of an error too."""
+        if self.console.is_interactive:
+            super().stop()
+        else:
+            self.live.stop()
 
 
 def print_error(console: Console, error: object) -> None:

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from adakv_model.terminal import make_console, print_facts, print_table, print_wrapped
+from adakv_model.errors import UserError
+from adakv_model.terminal import Bars, make_console, print_facts, print_table, print_wrapped
 
 PATH = "/home/somebody/a-long-folder/another/site-packages/adakv_model/lib/libadakv_ops.so"
 
@@ -41,3 +42,14 @@ def test_long_words_are_whole_and_others_stay_within_the_width(width: int) -> No
     assert all(len(line) <= width for line in lines if PATH not in line)
     assert all(line == line.rstrip() for line in lines)
     assert "C++      12.2.0" in lines
+
+
+@pytest.mark.parametrize("disable", [False, True])
+def test_progress_bars_write_nothing_into_a_pipe(disable: bool) -> None:
+    """Not even an empty line, in front of an error either."""
+    pipe = io.StringIO()
+    with Bars(console=make_console(file=pipe), disable=disable) as bars:
+        bars.advance(bars.add_task("work", total=2))
+    with pytest.raises(UserError), Bars(console=make_console(file=pipe), disable=disable):
+        raise UserError("no")
+    assert pipe.getvalue() == ""

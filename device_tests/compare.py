@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_note, table_console
+from adakv_model.terminal import make_console, print_note
 from device_tests.bench.comparing import Comparison, compare, pairs
 from device_tests.bench.rows import read
 from device_tests.bench.summary import Group, failures, groups
-from device_tests.bench.table import WIDTH
+from device_tests.bench.table import Column, table_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 errors = make_console()
+
+STYLES = {"faster": "green", "slower": "red"}
 
 
 @app.command(context_settings=HELP_NAMES)
@@ -49,9 +51,14 @@ def main(
     if as_json:
         print(json.dumps([comparison.to_json() for comparison in found], indent=1))
     else:
-        table_console(WIDTH).print(table(found))
-    if all(comparison.ratio is None for comparison in found):
+        show(found, make_console(stderr=False))
+    if not any_verdict(found):
         raise typer.Exit(Exit.CHECK)
+
+
+def any_verdict(found: Sequence[Comparison]) -> bool:
+    """Whether something could be compared; if not, that is exit code 3 here and in device_tests.bench."""
+    return any(comparison.ratio is not None for comparison in found)
 
 
 def comparisons(
@@ -72,27 +79,38 @@ def comparisons(
     return found
 
 
-def table(found: Sequence[Comparison]) -> Table:
-    """One line a comparison."""
-    shown = Table(title="time of A over B, 95 % interval; below 1: A is faster", title_justify="left")
-    for name in ("device", "test", "threads", "A", "B", "A ms", "B ms", "A / B", "verdict"):
-        shown.add_column(name, justify="right" if name in ("threads", "A ms", "B ms") else "left")
+def show(found: Sequence[Comparison], console: Console) -> None:
+    """One line a comparison, within the console's width; what all share in the title, reasons and notes below."""
+    devices, threads = {_place(one) for one in found}, {one.a.threads for one in found}
+    console.print("time of A over B, 95 % interval; below 1: A is faster")
+    shared = [*devices] if len(devices) == 1 else []
+    shared += [f"{count} threads" for count in threads] if len(threads) == 1 else []
+    if shared:
+        console.print(", ".join(shared), soft_wrap=True)
+    ratios = [one.ratio for one in found]
+    columns = [
+        Column("device", [_place(one) if len(devices) > 1 else "" for one in found], fold=True),
+        Column("test", [one.a.test.name for one in found]),
+        Column("threads", [str(one.a.threads) if len(threads) > 1 else "" for one in found], right=True),
+        Column("A", [one.a.artifact["name"] for one in found], fold=True),
+        Column("B", [one.b.artifact["name"] for one in found], fold=True),
+        Column("A ms", [f"{one.a.interval[0]:.3g}" for one in found], right=True),
+        Column("B ms", [f"{one.b.interval[0]:.3g}" for one in found], right=True),
+        Column("A / B", [f"{r.value:.3f}\n[{r.low:.3f}, {r.high:.3f}]" if r else "" for r in ratios]),
+        Column("verdict", [Text(one.verdict, style=STYLES.get(one.verdict, "dim")) for one in found], fold=True),
+    ]
+    console.print(table_of(columns))
+    said: dict[str, list[str]] = {}
     for one in found:
-        device, ratio = one.a.device, one.ratio
-        verdict = one.verdict + "".join(f"\n{text}" for text in (*one.reasons, *one.notes))
-        style = {"faster": "green", "slower": "red"}.get(one.verdict, "dim")
-        cells = (
-            device["selector"] + (" (no phone)" if device["emulated"] else ""),
-            one.a.test.name,
-            str(one.a.threads),
-            one.a.artifact["name"],
-            one.b.artifact["name"],
-            f"{one.a.interval[0]:.3g}",
-            f"{one.b.interval[0]:.3g}",
-            "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-        )
-        shown.add_row(*cells, Text(verdict, style=style))
-    return shown
+        for text in (*one.reasons, *one.notes):
+            said.setdefault(text, []).append(one.a.test.name)
+    for text, tests in said.items():
+        console.print(text if len(tests) == len(found) else f"{', '.join(tests)}: {text}", soft_wrap=True)
+
+
+def _place(one: Comparison) -> str:
+    device = one.a.device
+    return str(device["selector"]) + (" (no phone)" if device["emulated"] else "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from adakv_model.command_line import HELP_NAMES, command, completed
+from adakv_model.terminal import make_console, print_note
 from export import listing
+from export.folder import replacing, try_target
 from export.options import ExportOptions, flag
 from export.presets import PRESETS, gather
 
@@ -68,12 +70,15 @@ def main(
 def export(options: ExportOptions, *, dry_run: bool, as_json: bool) -> None:
     """Check the options, plan or write the artifact, and print what a command prints of it."""
     options.check()
+    if note := replacing(options.folder):
+        print_note(make_console(), note)
     if dry_run:
         from export import dry_run as dry
 
         planned = dry.plan(options)
         print(json.dumps(planned.to_json())) if as_json else dry.show(planned)
         return
+    try_target(options.folder)
     from export import summary
     from export.run import export_model
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adakv_model.budget import plan_cache
-from adakv_model.config import MODELS, LlamaConfig
+from adakv_model.checkpoints.place import check_place, is_hub_id
+from adakv_model.config import LlamaConfig, get_model
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError, first_line
 from adakv_model.tables import choose_tables
@@ -98,25 +99,25 @@ def show(planned: Planned) -> None:
 def shape_of(options: ExportOptions) -> Shape:
     """The model's configuration: from the registry, a config.json, a GGUF header, or config.json of the model hub."""
     path = options.checkpoint
-    if path is None and "/" in options.model:
-        return Shape(options.model.split("/")[-1], _hub_config(options.model), {"kind": "hub"})
+    hub_id = options.model if path is None else str(path)
+    if (path is None and "/" in hub_id) or (path is not None and is_hub_id(path)):
+        return Shape(hub_id.split("/")[-1], _hub_config(hub_id), {"kind": "hub"})
     if path is None:
-        spec = MODELS[options.model.lower()]
+        spec = get_model(options.model)
         if options.random_weights:
             return Shape(spec.name, spec.config, {"kind": "random"})
         kind = {"kind": "package", "sha256": spec.bundled.member_sha256} if spec.bundled else {"kind": "hub"}
         return Shape(spec.name, spec.config, kind)
+    check_place(path)
     if path.is_dir():
         weights = path / "model.safetensors"
         return Shape(path.resolve().name, _folder_config(path / "config.json"), {"kind": "folder"} | _digest(weights))
-    if path.is_file():
-        from adakv_model.checkpoints.gguf import Metadata, gguf_config, open_gguf
+    from adakv_model.checkpoints.gguf import Metadata, gguf_config, open_gguf
 
-        reader = open_gguf(path)
-        has_output = "output.weight" in {tensor.name for tensor in reader.tensors}
-        config = gguf_config(Metadata(reader), has_output=has_output)
-        return Shape(path.stem, config, {"kind": "gguf"} | _digest(path))
-    raise UserError(f"{path} does not exist: pass a Hugging Face folder or a .gguf file")
+    reader = open_gguf(path)
+    has_output = "output.weight" in {tensor.name for tensor in reader.tensors}
+    config = gguf_config(Metadata(reader), has_output=has_output)
+    return Shape(path.stem, config, {"kind": "gguf"} | _digest(path))
 
 
 def _digest(path: Path) -> dict[str, str]:

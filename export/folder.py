@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from adakv_model.errors import UserError
@@ -22,6 +23,47 @@ from adakv_model.runtime.manifest import MANIFEST
 from adakv_model.signals import ENDING, ended_by_signals
 
 _NEW, _OLD = "adakv-new-", "adakv-old-"
+
+
+def replacing(target: Path) -> str | None:
+    """A note about the artifact that an export to `target` replaces."""
+    try:
+        made = (target / MANIFEST).stat().st_mtime
+    except OSError:
+        return None
+    when = datetime.fromtimestamp(made, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    return f"replaces the artifact of {when} in {target}; --out names another folder"
+
+
+def check_target(target: Path, mark: str = MANIFEST) -> None:
+    """Raise UserError for a place where `atomic_folder` could not put anything, as far as a look can tell."""
+    try:
+        target = target.resolve()
+        if target.exists():
+            _check_replaceable(target, mark)
+        place = _existing(target)
+        if not place.is_dir():
+            raise UserError(f"cannot write to {target.parent}: {place} is a file; choose another --out")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to {place}: no permission; choose another --out")
+    except (OSError, RuntimeError) as e:
+        raise UserError(f"cannot use {target} ({e}): choose another --out") from e
+
+
+def try_target(target: Path) -> None:
+    """Raise UserError, before any work, where no folder can be made at a place that looks right; leaves nothing."""
+    place = _existing(target.resolve())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.{_NEW}", dir=place))
+    except OSError as e:
+        raise UserError(f"cannot write to {place}: {e.strerror}; choose another --out") from e
+
+
+def _existing(target: Path) -> Path:
+    """The folder that `target` will be made in, or the nearest one above it that there is."""
+    if target.is_dir() and _is_fixed(target):
+        return target
+    return next(path for path in (target.parent, *target.parent.parents) if path.exists())
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from adakv_model.cache_options import DEFAULT_BITS, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
+from adakv_model.cache_options import DEFAULT_BITS_SHOWN, DEFAULT_CONTEXT, DEFAULT_WINDOW, POLICIES, CacheOptions
+from adakv_model.checkpoints.place import check_place
 from adakv_model.config import DEFAULT_MODEL, MODELS, LlamaConfig, get_model
 from adakv_model.errors import UserError
 from adakv_model.features import DEFAULT_FEATURES, FEATURE_SETS
 from adakv_model.numbers import check_number
 from export.coreml.storage import FP16, STORAGES
+from export.folder import check_target
 
 TARGETS = ("android", "ios")
 BACKENDS = ("coreml", "executorch", "xnnpack")  # of --target ios
@@ -30,6 +32,19 @@ WEIGHTS = ("fp16", "int8", "int4")  # of a Core ML program
 DEPLOYMENT_TARGETS = ("iOS18", "iOS26")
 INT8_TARGET = "iOS26"  # the first with int8 inputs and outputs
 FEATURES_USED = "all"  # of FEATURE_SETS: what the Core ML graph computes
+
+# Which programs read an option that not all do: that of --target android, or of a --backend of --target ios.
+USED_BY = {
+    "device_bundle": ("android",),
+    "device_runner": ("android",),
+    "quantize": ("android", "xnnpack"),
+    "embedding": ("android", "xnnpack"),
+    "backend": BACKENDS,
+    "weights": ("coreml",),
+    "deployment_target": ("coreml", "executorch"),
+    "cache_io": ("coreml",),
+}
+INSTEAD = {("quantize", "coreml"): "weights", ("weights", "android"): "quantize", ("weights", "xnnpack"): "quantize"}
 
 WHAT, CACHE, ANDROID, IOS = "What to export", "Cache", "Program", "Core ML"  # panels of the help
 
@@ -61,7 +76,9 @@ class ExportOptions:
     tables: Path | None = _option(
         None, WHAT, "Calibration tables of this checkpoint (adakv calibrate).", shown="the shipped ones"
     )
-    out: Path | None = _option(None, WHAT, "Artifact folder, replaced as a whole.", shown="artifacts/MODEL-TARGET")
+    out: Path | None = _option(
+        None, WHAT, "Artifact folder, replaced as a whole.", shown="artifacts/MODEL-TARGET, with -PRESET"
+    )
     device_bundle: Path | None = _option(
         None, WHAT, "Also write this folder for `adb push`: runner, libraries, program, hashes (--target android)."
     )
@@ -77,7 +94,7 @@ class ExportOptions:
         None,
         CACHE,
         "Budget of --kv adaptive: allocated bits per value, everything included.",
-        shown=f"{DEFAULT_BITS}, more where bookkeeping weighs more",
+        shown=DEFAULT_BITS_SHOWN,
     )
     window: int = _option(DEFAULT_WINDOW, CACHE, "Newest tokens kept at --window-bits.")
     window_bits: int | None = _option(None, CACHE, "8 or 16.", shown="8, or 16 with --kv fp16")
@@ -169,6 +186,24 @@ class ExportOptions:
     def _registered(self) -> bool:
         return self.checkpoint is None and self.model.lower() in MODELS
 
+    @property
+    def program(self) -> str:
+        """The kind of program, as `USED_BY` names it."""
+        return self.backend if self.target == "ios" else "android"
+
+    def check_used(self, given: Collection[str]) -> None:
+        """Raise UserError where one of these fields is nothing that this target's program reads."""
+        if self.target not in TARGETS or self.backend not in BACKENDS:
+            return  # which `check` says
+        for name in given:
+            users = USED_BY.get(name, (self.program,))
+            if self.program in users:
+                continue
+            where = "--target android" if self.target == "android" else f"--target ios --backend {self.backend}"
+            other = INSTEAD.get((name, self.program))
+            remedy = f"use {flag(other)}" if other else "drop it"
+            raise UserError(f"{flag(name)} is for {_programs(users)}, and {where} does not read it: {remedy}")
+
     def check(self) -> None:
         """Raise UserError for options that are unknown or exclude each other; needs no weights and loads nothing."""
         for each in fields(self):
@@ -183,17 +218,15 @@ class ExportOptions:
             raise UserError(
                 f"a Core ML program has all logits and --features {FEATURES_USED}: drop --logits and --features"
             )
-        if self.device_bundle is not None and self.target == "ios":
-            raise UserError("--device-bundle is for Android phones: use --target android")
+        self.check_used([each.name for each in fields(self) if getattr(self, each.name) != each.default])
         self._check_cache_io()
         self._check_source()
+        check_target(self.folder)
         self.cache.check(self.config)
 
     def _check_cache_io(self) -> None:
         if self.target != "ios" or self.cache_io == FP16.name:
             return
-        if self.backend != "coreml":
-            raise UserError(f"--cache-io {self.cache_io} needs --backend coreml: drop one of them")
         if self.deployment_target != INT8_TARGET:
             raise UserError(
                 f"--cache-io {self.cache_io} needs --deployment-target {INT8_TARGET}: older systems take none"
@@ -202,10 +235,21 @@ class ExportOptions:
     def _check_source(self) -> None:
         if self.random_weights and self.checkpoint is not None:
             raise UserError("--random-weights needs only a model's name: drop it or drop --checkpoint")
-        if self.checkpoint is None and ("/" not in self.model or self.random_weights):
+        if self.checkpoint is not None:
+            check_place(self.checkpoint)
+        elif "/" not in self.model or self.random_weights:
             get_model(self.model)
         if self.tables is not None and not self.tables.is_file():
             raise UserError(f"no calibration tables at {self.tables}: make them with adakv calibrate")
+
+
+def _programs(users: Collection[str]) -> str:
+    """What a user writes for these programs."""
+    found = ["--target android"] if "android" in users else []
+    backends = [f"--backend {user}" for user in users if user in BACKENDS]
+    if backends:
+        found.append("--target ios" + (f" ({' or '.join(backends)})" if len(backends) < len(BACKENDS) else ""))
+    return " and ".join(found)
 
 
 def default_out(model: str, checkpoint: Path | None, target: str) -> Path:

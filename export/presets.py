@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from adakv_model.errors import UserError
 from export.options import INT8_TARGET, ExportOptions, flag
 
+DEFAULT_PRESET = "default"
 PRESET_KEY = "preset"  # a TOML file may start from one
 
 
@@ -29,7 +30,7 @@ class Preset:
 
 # What each budget loses is measured in docs/evaluation.md.
 PRESETS = {
-    "default": Preset("2,048 tokens at 3.5 bits a value"),
+    DEFAULT_PRESET: Preset("2,048 tokens at 3.5 bits a value"),
     "phone-4k": Preset("a chat of 4,096 tokens on a phone", {"context": 4096, "kv_bits": 3.25}),
     "phone-8k": Preset("the longest context of SmolLM2", {"context": 8192, "kv_bits": 3.25}),
     "smallest": Preset("the smallest budget that was evaluated", {"kv_bits": 2.75}),
@@ -49,8 +50,13 @@ def gather(preset: str | None, config: Path | None, flags: Mapping[str, Any]) ->
     """The defaults, then the preset's values, the file's, and the flags given. Raises UserError for unknown names."""
     from_file = read_toml(config) if config is not None else {}
     named = from_file.pop(PRESET_KEY, None)
-    values = {**find_preset(preset or named or "default").values, **from_file, **flags}
-    return ExportOptions(**values)
+    name = preset or named or DEFAULT_PRESET
+    values = {**find_preset(name).values, **from_file, **flags}
+    options = ExportOptions(**values)
+    options.check_used([*from_file, *flags])
+    if options.out is None and name != DEFAULT_PRESET:  # another preset's artifact is no replacement for this one
+        return replace(options, out=options.folder.with_name(f"{options.folder.name}-{name}"))
+    return options
 
 
 def find_preset(name: str) -> Preset:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeElapsedColumn
 
 from adakv_model.command_line import if_interrupted
-from adakv_model.terminal import make_console, text_column
+from adakv_model.terminal import Bars, make_console, text_column
 from export import android, ios
 from export.device_bundle import runner_folder, write_device_bundle
 from export.options import ExportOptions
@@ -35,7 +35,7 @@ def export_model(options: ExportOptions, command: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def stages(total: int) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
-    """A progress display; yields stage(name), a context manager that times one step."""
+    """A progress display, or lines in a pipe; yields stage(name), a context manager that times one step."""
     columns = (
         SpinnerColumn(),
         text_column("{task.description}"),
@@ -43,12 +43,14 @@ def stages(total: int) -> Iterator[Callable[[str], AbstractContextManager[None]]
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Bars(*columns, console=console) as progress:
         task = progress.add_task("", total=total)
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
             progress.update(task, description=f"{name} ...")
+            if not console.is_terminal:  # a log says what takes so long
+                console.print(f"  {name} ...")
             started = progress.get_time()
             yield
             progress.advance(task)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder
 from adakv_model.checkpoints.weights import draw_weights
@@ -14,6 +17,7 @@ from adakv_model.config import MODELS
 from adakv_model.errors import UserError
 from adakv_model.terminal import make_console
 from export import dry_run, plan_drawing
+from export.cli import app
 from export.options import ExportOptions
 
 
@@ -68,6 +72,17 @@ def test_core_ml_sizes_are_those_of_its_own_storage() -> None:
     assert planned.states is not None
     assert planned.states["bytes_allocated"] > planned.cache["bytes_allocated"]
     assert json.loads(json.dumps(planned.to_json()))["target"] == "ios"
+
+
+def test_it_says_what_an_export_would_replace(tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    assert "replaces" not in CliRunner().invoke(app, ["--dry-run", "--out", str(out)]).stderr
+    out.mkdir()
+    (out / "manifest.json").write_text("{}", encoding="utf-8")
+    os.utime(out / "manifest.json", (1.5e9, 1.5e9))
+    done = CliRunner().invoke(app, ["--dry-run", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert re.search(rf"note: replaces the artifact of 2017-07-1[345] ..:.. in {out}", done.stderr)
 
 
 def test_all_registered_models_can_be_planned() -> None:

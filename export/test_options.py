@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adakv_model.cache_options import POLICIES
 from adakv_model.config import MODELS
 from adakv_model.errors import UserError
-from export.options import BACKENDS, RECIPES, ExportOptions
+from export.options import BACKENDS, RECIPES, USED_BY, ExportOptions, flag
 from export.presets import PRESETS, gather, read_toml
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -71,13 +77,89 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
         ({"tables": Path("/nonexistent/tables")}, "make them with adakv calibrate"),
         ({"target": "ios", "logits": "last"}, "drop --logits and --features"),
         ({"target": "ios", "cache_io": "int8"}, "needs --deployment-target iOS26"),
-        ({"target": "ios", "cache_io": "int8", "backend": "executorch"}, "needs --backend coreml"),
-        ({"target": "ios", "device_bundle": Path("x")}, "--device-bundle is for Android phones"),
+        (
+            {"target": "ios", "cache_io": "int8", "backend": "executorch"},
+            "--cache-io is for --target ios .--backend coreml.",
+        ),
+        ({"target": "ios", "device_bundle": Path("x")}, "--device-bundle is for --target android"),
     ],
 )
 def test_mistakes_in_options(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ExportOptions(**values).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target": "ios", "quantize": "8da8w"}, "--quantize is for --target android and .* use --weights"),
+        ({"target": "ios", "embedding": "8"}, "--embedding is for --target android and .* drop it"),
+        ({"weights": "int4"}, "--weights is for --target ios .* use --quantize"),
+        ({"weights": "int8"}, "--weights is for --target ios"),
+        ({"deployment_target": "iOS26"}, "--deployment-target is for --target ios"),
+        ({"cache_io": "int8"}, "--cache-io is for --target ios"),
+        ({"backend": "xnnpack"}, "--backend is for --target ios, and --target android does not read it"),
+        ({"target": "ios", "backend": "xnnpack", "weights": "int4"}, "--backend xnnpack does not read it: use --quant"),
+        ({"target": "ios", "backend": "executorch", "weights": "int4"}, "--backend executorch does not read it: drop"),
+        ({"target": "ios", "device_runner": Path("x")}, "--device-runner is for --target android"),
+    ],
+)
+def test_what_a_target_does_not_read_is_refused_by_name(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Defaults too where they are written down; from a preset as well."""
+    with pytest.raises(UserError, match=message):
+        gather(None, None, given)
+    file = tmp_path / "mine.toml"
+    file.write_text("".join(f'{flag(name)[2:]} = "{value}"\n' for name, value in given.items()), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        gather(None, file, {})
+
+
+def test_a_preset_of_another_target_is_refused_too() -> None:
+    with pytest.raises(UserError, match="--quantize is for --target android"):
+        gather("lossless", None, {"target": "ios"}).check()
+    gather(None, None, {"target": "ios", "backend": "xnnpack", "quantize": "8da8w"}).check()
+
+
+def test_every_option_that_names_a_target_is_an_option() -> None:
+    assert USED_BY.keys() <= {each.name for each in fields(ExportOptions)}
+
+
+def test_a_preset_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert gather("phone-4k", None, {}).folder == Path("artifacts/smollm2-135m-instruct-android-phone-4k")
+    assert gather("default", None, {}).folder == gather(None, None, {}).folder
+    assert gather("phone-4k", None, {"out": tmp_path}).folder == tmp_path
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "phone-8k"\n', encoding="utf-8")
+    assert gather(None, file, {"model": "smollm-135m"}).folder == Path("artifacts/smollm-135m-android-phone-8k")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "FILE"), "is a file: choose a folder for --out"),
+        (("--out", "FILE/deeper"), "is a file; choose another --out"),
+        (("--out", "FULL"), "is not empty and not an artifact"),
+        (("--out", "/proc/none/x"), "cannot write to /proc"),
+        (("--checkpoint", "/nowhere"), "/nowhere does not exist"),
+        (("--checkpoint", "FILE"), "neither a folder nor a .gguf file"),
+        (("--tables", "/nowhere"), "no calibration tables at /nowhere: make them with adakv calibrate"),
+    ],
+)
+def test_paths_are_checked_before_torch_is_loaded(options: tuple[str, str], message: str, tmp_path: Path) -> None:
+    full, file = tmp_path / "full", tmp_path / "full" / "file"
+    full.mkdir()
+    file.write_text("mine", encoding="utf-8")
+    words = [word.replace("FILE", str(file)).replace("FULL", str(full)) for word in options]
+    code = (
+        "import sys\nfrom export.cli import app\n"
+        f"try:\n    app({words!r})\nexcept SystemExit as end:\n    sys.exit(9 if 'torch' in sys.modules else end.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in full.iterdir()] == ["file"]
 
 
 def test_core_ml_takes_its_own_features_and_xnnpack_on_ios_those_of_android() -> None:

@@ -95,7 +95,7 @@ def main(
         return
     typer.echo(f"{windows.numel():,} tokens in {len(windows)} windows; unit sensitivities {report['sensitivity']}")
     typer.echo(f"KL with codes of {PROBE_BITS} bits, nats a token: {report['measured']}")
-    typer.echo(f"wrote {out}; next: scripts/train_controller.py --tables {out}")
+    typer.echo(f"wrote {out}; next: adakv train --tables {out}")
 
 
 if __name__ == "__main__":

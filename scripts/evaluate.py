@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW
+from adakv_model.cache_options import DEFAULT_BITS_SHOWN, DEFAULT_CONTEXT, DEFAULT_WINDOW
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, print_note
 from evaluation import results
 from evaluation.data import MIN_TOKENS, TASKS, check_task
 from training import cli
@@ -39,7 +39,12 @@ def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
     kv_bits: Annotated[
-        float | None, typer.Option(min=0.0, help=f"Budget in total bits per value: {', '.join(BUDGETED)}.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help=f"Budget in total bits per value: {', '.join(BUDGETED)}.",
+            show_default=DEFAULT_BITS_SHOWN,
+        ),
     ] = None,
     artifact: Annotated[
         Path | None, typer.Option(help="Score this exported program instead of a simulated policy.")
@@ -85,14 +90,17 @@ def main(
     check_task(task)
     from adakv_model.runtime import artifact as artifacts
     from evaluation.bench import open_bench
-    from evaluation.policies import REFERENCE, PolicySpec, parse_policy
+    from evaluation.policies import REFERENCE, PolicySpec, check_policies, parse_policy
     from evaluation.runner import Evaluator, Task, compare, evaluate_policy, header
     from evaluation.scorers import open_artifact
 
     cli.set_threads(threads)
-    bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits, departure)
     others = tuple(parse_policy(name, spec, "--against") for name in against or ())
+    if artifact is None:  # complain before weights are read
+        for note in check_policies((spec, *others), model, checkpoint, tables):
+            print_note(console, note)
+    bench = open_bench(model, checkpoint, tables, work_dir, memory=memory, fresh=fresh)
     program = open_artifact(artifact, bench.checkpoint) if artifact else None
     if program is not None:
         if threads:
@@ -100,8 +108,8 @@ def main(
         plan = program.plan
         context = min(context, plan.context)
         spec = PolicySpec(plan.policy, None, context, plan.window, plan.window_bits)
-    for wanted in others if program else (spec, *others):
-        wanted.make(bench.checkpoint, bench.tables)  # complain before the long work
+    for wanted in others:
+        wanted.make(bench.checkpoint.config, bench.tables)  # of a program's context: complain before the long work
     evaluator = Evaluator(bench, Task(task, data_dir, context, tokens, limit))
     if program is None:
         result = evaluate_policy(evaluator, spec, static=static, against=others)

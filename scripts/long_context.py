@@ -83,7 +83,7 @@ def main(
     spec = PolicySpec(policy, kv_bits, context, window, window_bits)
     specs = {size: replace(spec, context=size) for size in sizes} | ({context: spec} if tokens else {})
     for one in specs.values():
-        one.make(bench.checkpoint, bench.tables)  # complain before the long work
+        one.make(bench.checkpoint.config, bench.tables)  # complain before the long work
     text = load_text(data_dir)
     ids = codec_for(bench.checkpoint).encode_start(text.text)
     by_position = text_losses(bench, spec, torch.tensor(ids), text.sha256, tokens) if tokens else []

@@ -95,7 +95,7 @@ def make_missing(evaluator: Evaluator, wanted: list[PolicySpec], done: set, resu
         if key in done:
             continue
         try:
-            spec.make(evaluator.bench.checkpoint, evaluator.bench.tables)
+            spec.make(evaluator.bench.checkpoint.config, evaluator.bench.tables)
         except UserError as error:
             if spec.kv_bits is None:
                 raise

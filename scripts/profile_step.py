@@ -143,7 +143,7 @@ def profile(
 @app.command(context_settings=HELP_NAMES)
 @command
 def main(
-    artifact: Annotated[Path, typer.Option(help="Folder written by export.py --target android.")],
+    artifact: Annotated[Path, typer.Option(help="Folder written by adakv export --target android.")],
     contexts: Annotated[str, typer.Option(help="Tokens in the cache at the last step.")] = "512,4096",
     threads: Annotated[str, typer.Option(help="Numbers of threads.")] = "1,2",
     steps: Annotated[int, typer.Option(help="Decode steps that are timed and traced.", min=4)] = 32,

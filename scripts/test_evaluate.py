@@ -16,6 +16,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import evaluate
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import CacheOptions
 from adakv_model.checkpoints.load import load_checkpoint
 from adakv_model.corpus import read_tokens
 from adakv_model.errors import UserError
@@ -101,6 +103,28 @@ def test_choices_score_as_each_would_alone(tiny_folder: Path, tiny_data: Path, t
         acc_norm += max(range(4), key=lambda i: sums[i] / len(item.choices[i])) == item.gold
     assert (out["acc"] * ITEMS, out["acc_norm"] * ITEMS) == (pytest.approx(acc), pytest.approx(acc_norm))
     assert out["loss"] == pytest.approx(losses / counts, abs=2e-3)
+
+
+def test_the_default_budget_is_an_export_s(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Where 3.5 bits are out of reach it is the least that leaves a choice, and a note says so."""
+    wanted = arguments(tiny_folder, tiny_data, tmp_path, task="wikitext2", policy="adaptive", limit=1)
+    done = CliRunner().invoke(evaluate.app, [*wanted, "--no-static"])
+    assert done.exit_code == 0, done.output
+    assert "note: adaptive: the default of 3.5 bits is out of reach at context 64" in done.stderr
+    checkpoint = load_checkpoint(path=tiny_folder)
+    exported = plan_cache(checkpoint.config, load_tables(checkpoint, None).tables, CacheOptions(64, 8)).plan
+    out = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert out["allocated_bits"] == pytest.approx(exported.bits_per_value)
+
+
+def test_a_budget_is_checked_before_weights_are_read(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "no-weights"
+    folder.mkdir()
+    shutil.copy(tiny_folder / "config.json", folder)
+    changes: dict[str, Any] = {"task": "wikitext2", "policy": "adaptive", "kv-bits": 3.5}
+    done = CliRunner().invoke(evaluate.app, arguments(folder, tiny_data, tmp_path, **changes))
+    assert done.exit_code == 2
+    assert "--kv-bits 3.5 is impossible at context 64" in done.stderr
 
 
 class Interrupted(Exception):

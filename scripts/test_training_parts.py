@@ -128,7 +128,7 @@ def test_measured_sensitivities_add_up_to_what_was_measured(tmp_path: Path) -> N
 def test_one_hot_weights_read_what_the_simulated_cache_reads() -> None:
     tokens = torch.randint(WORDS, (1, 60), generator=torch.Generator().manual_seed(6))
     tables, parts = neutral_tables(CONFIG), []
-    policy = make_policy("adaptive", tiny(), tables, OPTIONS)
+    policy = make_policy("adaptive", CONFIG, tables, OPTIONS)
     simulator = Simulator(tiny(), policy, tables)
     simulator.score(tokens, on_logits=lambda _, logits: parts.append(logits))
     cache = SoftTierCache(CONFIG, PlanRows(plan_cache(CONFIG, tables, OPTIONS).plan, tables), 60)

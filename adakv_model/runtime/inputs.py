@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from adakv_model.errors import UserError
 
+EMPTY_PROMPT = "the prompt is empty: pass some text with --prompt"
+
 
 def argument_text(name: str, text: str) -> str:
     """A text of the command line, which Python decoded by the locale: UTF-8 if its bytes are, else as decoded.
@@ -26,15 +28,20 @@ def argument_text(name: str, text: str) -> str:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt; `-` reads standard input, which is UTF-8 whatever the locale. Raises UserError for other text."""
+    """The prompt; `-` reads standard input, UTF-8 whatever the locale. Raises UserError for other text and for none."""
     if prompt != "-":
-        return argument_text("--prompt", prompt)
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"standard input is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
-        ) from error
+        text = argument_text("--prompt", prompt)
+    else:
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"standard input is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
+            ) from error
+    if not text:
+        where = "standard input is empty: write the prompt to it" if prompt == "-" else EMPTY_PROMPT
+        raise UserError(where)
+    return text
 
 
 def check_sampling(temperature: float, seed: int) -> None:
@@ -65,7 +72,7 @@ def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
 def check_prompt(prompt: Sequence[int], context: int, vocabulary: int) -> None:
     """Raises UserError for a prompt that is empty, longer than the artifact's context, or not of its vocabulary."""
     if not prompt:
-        raise UserError("the prompt is empty: pass some text with --prompt")
+        raise UserError(EMPTY_PROMPT)
     if len(prompt) > context:
         raise UserError(
             f"the prompt has {len(prompt)} tokens and the artifact holds {context}: shorten it, or export"

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adakv_model.errors import UserError
-from adakv_model.runtime.generate import decode, pick
+from adakv_model.runtime.generate import Statistics, decode, pick, summary
 from adakv_model.runtime.inputs import argument_text, check_prompt, check_sampling, check_threads, read_prompt
 
 CONTEXT = 8
@@ -110,6 +110,22 @@ def test_a_prompt_on_standard_input_is_utf8(monkeypatch: pytest.MonkeyPatch) -> 
         else:
             with pytest.raises(UserError, match="standard input is not UTF-8 text"):
                 read_prompt("-")
+
+
+def test_an_empty_prompt_is_refused_with_and_without_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded: the template would make a prompt of nothing."""
+    with pytest.raises(UserError, match="the prompt is empty: pass some text with --prompt"):
+        read_prompt("")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
+    with pytest.raises(UserError, match="standard input is empty"):
+        read_prompt("-")
+
+
+def test_one_token_has_no_speed_and_no_plural() -> None:
+    found = Statistics(7, 1, "length", 1.0, 0.0, {}, 8.0, 2**20, 2**22)
+    assert "decode 1 token | stopped by length" in summary(found)
+    found.new_tokens, found.decode_seconds = 3, 0.5
+    assert "prefill 7 tokens, 7.0 tokens/s | decode 3 tokens, 4.0 tokens/s |" in summary(found)
 
 
 def test_arguments_that_are_not_text() -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adakv_model.budget import plan_cache
-from adakv_model.cache_options import DEFAULT_BITS, CacheOptions
-from adakv_model.checkpoints.weights import Checkpoint
+from adakv_model.budget import default_budget, plan_cache
+from adakv_model.cache_options import CacheOptions
+from adakv_model.config import LlamaConfig
 from adakv_model.controller import Controller
 from adakv_model.errors import UserError
 from adakv_model.features import FEATURES, PREDICTIONS
@@ -44,10 +44,10 @@ class Policy:
 
 
 def make_policy(
-    name: str, checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions | None = None, seed: int = 0
+    name: str, config: LlamaConfig, tables: CalibrationTables, options: CacheOptions | None = None, seed: int = 0
 ) -> Policy:
-    """The named policy for a checkpoint. `options` gives context, window, budget, and features of `adaptive`; its
-    `policy` is ignored.
+    """The named policy for a model of this shape. `options` gives context, window, budget, and features of
+    `adaptive`; its `policy` is ignored. Without a budget it takes the one that an export without --kv-bits takes.
 
     seed: of `random`. Raises UserError for an unknown name or a budget out of reach.
     """
@@ -55,24 +55,24 @@ def make_policy(
     if name not in NAMES:
         raise UserError(f"unknown policy {name!r}: one of {', '.join(NAMES)}")
     if name == "fp16":
-        return _uniform(name, ExactRows(checkpoint.config), options.context, 16.0)
+        return _uniform(name, ExactRows(config), options.context, 16.0)
     family, _, width = name.partition("-")
     if family in ("naive", "kivi"):
-        rows = (SymmetricRows if family == "naive" else AsymmetricRows)(checkpoint.config, (int(width),))
+        rows = (SymmetricRows if family == "naive" else AsymmetricRows)(config, (int(width),))
         return _uniform(name, rows, options.context, rows.costs[0])
     if name == "paper":
-        return _paper(checkpoint, tables, options)
+        return _paper(config, tables, options)
     if name == "recency":
-        return _recency(checkpoint, tables, options)
+        return _recency(config, tables, options)
     budgeted, rules = name in BUDGETED, ("random", *RULES)
     kind = name if not budgeted or name == "tables" else "adaptive"
-    kv_bits = (options.kv_bits or DEFAULT_BITS) if budgeted else None
+    kv_bits = options.kv_bits if budgeted else None
     features = ADAPTIVE.get(name) or (_rule_features(name) if name in rules else options.features)
     options = replace(options, policy=kind, kv_bits=kv_bits, features=features)
     if name in rules:
         quantiles = tables.score_quantiles | {features: _rule_quantiles(name, tables)}
         tables = replace(tables, score_quantiles=quantiles)
-    planned = plan_cache(checkpoint.config, tables, options)
+    planned = plan_cache(config, tables, options)
     decide: Decide | None = None
     if name in rules:
         decide = _by_score(_rule(name, seed), planned.thresholds)
@@ -158,15 +158,15 @@ def _rule_quantiles(name: str, tables: CalibrationTables) -> Tensor:
     return quantiles.sort().values
 
 
-def _recency(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions) -> Policy:
+def _recency(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> Policy:
     """The longest 8-bit window that fits the budget, everything older at 2 bits."""
-    target = options.kv_bits or DEFAULT_BITS
 
     def plan(window: int) -> CachePlan:
         chosen = replace(options, policy="static-2", kv_bits=None, window=window, chunk=None)
-        return plan_cache(checkpoint.config, tables, chosen).plan
+        return plan_cache(config, tables, chosen).plan
 
     low, high = 1, options.context - options.block - 1
+    target = options.kv_bits or default_budget(plan(low).bits_per_value, plan(high).bits_per_value)
     if plan(low).bits_per_value > target:
         raise UserError(
             f"a budget of {target:g} bits is out of reach for recency: {plan(low).bits_per_value:.2f} or more"
@@ -177,11 +177,13 @@ def _recency(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOp
     return _planned("recency", plan(low), tables, None)
 
 
-def _paper(checkpoint: Checkpoint, tables: CalibrationTables, options: CacheOptions) -> Policy:
+def _paper(config: LlamaConfig, tables: CalibrationTables, options: CacheOptions) -> Policy:
     """Tier shares of tokens are set so that the mean over calibrated scores meets the budget."""
-    rows = SymmetricRows(checkpoint.config, PAPER_TIERS)
-    target, window = options.kv_bits or DEFAULT_BITS, options.window
+    rows = SymmetricRows(config, PAPER_TIERS)
+    window = options.window
     tokens = options.context - window
+    low, high = ((16 * window + cost * tokens) / options.context for cost in (rows.costs[0], rows.costs[-1]))
+    target = options.kv_bits or default_budget(low, high)
     scorer, quantiles = tables.scorers["paper"], tables.score_quantiles["paper"]
     thresholds, shares = paper_thresholds(quantiles, rows.costs, (target * options.context - 16 * window) / tokens)
     capacities = [int(s * tokens) for s in shares]

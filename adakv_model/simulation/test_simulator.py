@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adakv_model import attention
 from adakv_model.attention import UnitView
-from adakv_model.cache_options import CacheOptions
+from adakv_model.budget import plan_cache
+from adakv_model.cache_options import DEFAULT_BITS, CacheOptions
 from adakv_model.checkpoints.testing_checkpoints import SMALL
 from adakv_model.checkpoints.weights import Checkpoint, draw_weights
 from adakv_model.controller import Controller
@@ -244,7 +245,7 @@ def test_padding_changes_nothing() -> None:
 def test_exact_rows_give_the_float_model() -> None:
     ids = tokens(2)
     parts: list[Tensor] = []
-    policy = make_policy("fp16", checkpoint(), tables(), CacheOptions(CONTEXT, WINDOW))
+    policy = make_policy("fp16", SMALL, tables(), CacheOptions(CONTEXT, WINDOW))
     scored = Simulator(checkpoint(), policy, tables()).score(ids, on_logits=lambda _, x: parts.append(x))
     model = build_model(SMALL, checkpoint().weights, FloatCache(SMALL, CONTEXT), prescale_norm=False)
     with torch.no_grad():
@@ -257,7 +258,7 @@ def test_exact_rows_give_the_float_model() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_policy_runs_and_keeps_its_budget(name: str) -> None:
     budget = 9.0  # bookkeeping of a tiny model weighs much
-    policy = make_policy(name, checkpoint(), tables(), CacheOptions(CONTEXT, WINDOW, kv_bits=budget))
+    policy = make_policy(name, SMALL, tables(), CacheOptions(CONTEXT, WINDOW, kv_bits=budget))
     scored = Simulator(checkpoint(), policy, tables()).score(tokens(2))
     assert torch.isfinite(scored.log_probs).all()
     limit = budget if name in (*BUDGETED, "tables") else float(name.split("-")[-1].replace("fp", "")) + 10
@@ -265,13 +266,23 @@ def test_every_policy_runs_and_keeps_its_budget(name: str) -> None:
     assert 2 <= scored.stored_bits.mean() <= 16.5
 
 
+@pytest.mark.parametrize("name", BUDGETED)
+def test_without_a_budget_every_policy_finds_one_in_reach(name: str) -> None:
+    """Of a tiny model no policy keeps the default bits: its bookkeeping takes more. The same rule as an export's."""
+    policy = make_policy(name, SMALL, tables(), CacheOptions(CONTEXT, WINDOW))
+    if name == "adaptive":
+        assert policy.plan is not None
+        exported = plan_cache(SMALL, tables(), CacheOptions(CONTEXT, WINDOW)).plan
+        assert policy.bits_per_value == exported.bits_per_value > DEFAULT_BITS
+
+
 def test_unknown_policies_and_budgets_out_of_reach_are_user_errors() -> None:
     options = CacheOptions(CONTEXT, WINDOW, kv_bits=1.0)
     with pytest.raises(UserError, match="unknown policy 'best'"):
-        make_policy("best", checkpoint(), tables(), options)
+        make_policy("best", SMALL, tables(), options)
     for name in ("adaptive", "tables", "recency", "paper", "random"):
         with pytest.raises(UserError, match=r"impossible|out of reach"):
-            make_policy(name, checkpoint(), tables(), options)
+            make_policy(name, SMALL, tables(), options)
 
 
 @given(st.floats(2.2, 15.5), st.integers(0, 1000))

@@ -1,7 +1,8 @@
 """python -m device_tests.bench: time exported artifacts on this machine, an emulator, phones or a Mac.
 
 Every run is a process of its own on the device, artifacts take turns, and each artifact must pass a parity probe first.
-Exit code 3: a probe, a run or a device failed (the others are in the results); the rest as every command.
+Exit code 3: a probe, a run or a device failed (the others are in the results), or no two of several artifacts could
+be compared; the rest as every command.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ def main(
     device: Annotated[
         list[str], typer.Option(help=f"{', '.join(TRANSPORTS)}; :NAME chooses one of several. Again for more.")
     ],
-    artifact: Annotated[list[Path], typer.Option(help="Folder written by export.py. Again for more: they take turns.")],
+    artifact: Annotated[
+        list[Path], typer.Option(help="Folder written by adakv export. Again for more: they take turns.")
+    ],
     json_path: Annotated[Path, typer.Option("--json", help="Results, JSON lines (docs/bench-schema.md).")],
     pp: Annotated[str, typer.Option(help="Tokens to prefill, of each test.")] = "512",
     tg: Annotated[str, typer.Option(help="Tokens to decode, of each test.")] = "64",
     depth: Annotated[str, typer.Option(help="Tokens in the cache before each test.")] = "0",
-    reps: Annotated[int, typer.Option(min=1, help="Repetitions of everything.")] = 5,
+    reps: Annotated[int, typer.Option(min=1, help="Repetitions of everything; a verdict needs 3.")] = 5,
     threads: Annotated[str, typer.Option(help="Of the runtime.", show_default="one a fast core, at most 4")] = "",
     cpu_mask: Annotated[str | None, typer.Option(help="Cores, hexadecimal.", show_default="the fastest ones")] = None,
     delay: Annotated[float, typer.Option(min=0.0, help="Seconds between runs.")] = 0.0,

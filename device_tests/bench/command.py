@@ -14,8 +14,9 @@ from pathlib import Path
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.terminal import make_console, table_console
+from adakv_model.terminal import make_console, print_note
 from device_tests.bench import dashboard, trace
+from device_tests.bench.comparing import MIN_PAIRS
 from device_tests.bench.cooling import Cooling
 from device_tests.bench.plan import check_contexts, matrix
 from device_tests.bench.plot import plot as draw
@@ -23,13 +24,14 @@ from device_tests.bench.records import artifact_names, row
 from device_tests.bench.rows import HEADER, SAMPLE, ResultsFile, Row
 from device_tests.bench.session import Options, Session
 from device_tests.bench.summary import failures, groups
-from device_tests.bench.table import WIDTH, tables
+from device_tests.bench.table import show as show_speed
 from device_tests.bench.text import DEFAULT_TEXT, tokens_of
-from device_tests.compare import comparisons
-from device_tests.compare import table as comparison_table
+from device_tests.compare import any_verdict, comparisons
+from device_tests.compare import show as show_verdicts
 from device_tests.devices import Bundle, Device, find
 
 ON_THIS_MACHINE = ("host", "qemu", "simulator", "mac")  # they would disturb each other
+SLOW_TO_FIND = ("adb", "simulator", "ios")  # their servers may take half a minute to answer
 
 progress = make_console()
 
@@ -68,18 +70,32 @@ def execute(request: Request) -> list[str]:
     if request.cpu_mask is not None and len(threads) > 1:
         raise UserError("--cpu-mask goes with one number of --threads")
     fed = {name: tokens_of(one, request.text or DEFAULT_TEXT) for name, one in opened.items()}
-    devices = [found for selector in dict.fromkeys(request.devices) for found in find(selector)]
+    if len(opened) > 1 and request.reps < MIN_PAIRS:
+        print_note(
+            progress,
+            f"a verdict needs {MIN_PAIRS} repetitions and --reps is {request.reps}: this run gives times only, unless"
+            f" --resume adds to earlier ones; --reps {MIN_PAIRS} gives a verdict",
+        )
+    devices = []
+    for selector in dict.fromkeys(request.devices):
+        if selector.partition(":")[0] in SLOW_TO_FIND:
+            progress.print(f"looking for {selector} ...", style="dim", soft_wrap=True)
+        devices += find(selector)
     options = Options(chosen, request.reps, threads, request.cpu_mask, request.delay, request.cooling, request.timeout)
     results = ResultsFile(request.results, header(opened, fed, options, **lengths), request.resume)
     try:
         problems = run_all(devices, opened, fed, options, results)
     finally:
         results.close()
+    verdict = True
     try:
-        show(results.rows, request)
+        verdict = show(results.rows, request)
     except UserError as error:
         problems.append(str(error))
-    return problems + failures(results.rows)
+    problems += failures(results.rows)
+    if not verdict and not problems:
+        problems.append("no two artifacts could be compared, for the reasons above; what was measured is kept")
+    return problems
 
 
 def header(opened: dict[str, Artifact], fed: dict[str, list[int]], options: Options, **words: str) -> Row:
@@ -128,14 +144,17 @@ def run_all(
     return [problem for problem in problems if problem is not None]
 
 
-def show(rows: list[Row], request: Request) -> None:
-    """Tables, verdicts, what failed, and the files asked for. Raises UserError."""
+def show(rows: list[Row], request: Request) -> bool:
+    """Tables, verdicts, what failed, and the files asked for. Raises UserError.
+
+    False where several artifacts were measured and none can be compared with another.
+    """
     found = groups(rows)
-    console = table_console(WIDTH)
-    for shown in tables(found):
-        console.print(shown)
-    if len({group.artifact["id"] for group in found}) > 1:
-        console.print(comparison_table(comparisons(found, None, None)))
+    console = make_console(stderr=False)
+    show_speed(found, console)
+    compared = comparisons(found, None, None) if len({group.artifact["id"] for group in found}) > 1 else []
+    if compared:
+        show_verdicts(compared, console)
     if request.plot is not None:
         draw(rows, request.plot)
     samples = [one for one in rows if one["kind"] == SAMPLE]
@@ -143,3 +162,4 @@ def show(rows: list[Row], request: Request) -> None:
         trace.write(samples[-1], request.trace)
     if request.dashboard is not None:
         dashboard.write(rows, request.dashboard)
+    return not compared or any_verdict(compared)

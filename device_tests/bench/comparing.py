@@ -55,7 +55,10 @@ def compare(a: Group, b: Group, across_runs: bool = False) -> Comparison:
         reasons.append("different runs: their samples were not taken in turn (--across-runs compares them loosely)")
     shared = sorted(a.by_rep.keys() & b.by_rep.keys())
     if interleaved and len(shared) < MIN_PAIRS:
-        reasons.append(f"{len(shared)} repetitions in common, of at least {MIN_PAIRS}")
+        reasons.append(
+            f"{len(shared)} repetitions in common, of at least {MIN_PAIRS}: run again with --reps {MIN_PAIRS} or more"
+            " (--resume keeps these)"
+        )
     if reasons:
         return Comparison(a, b, None, reasons)
     notes = []

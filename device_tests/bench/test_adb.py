@@ -87,13 +87,13 @@ def test_the_real_model_is_right_and_its_report_says_emulation(
 
 def test_a_lost_device_loses_nothing_finished(phone: EmulatedDevice, tiny: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
-    options: list[str | Path] = ["--artifact", tiny[0], "--artifact", tiny[1], *SHORT, "--reps", "2"]
+    options: list[str | Path] = ["--artifact", tiny[0], "--artifact", tiny[1], *SHORT, "--reps", "3"]
     phone.faults = Faults(drop_run_after=0.0, healthy_runs=5)  # two probes and three samples
     lost = bench(out, *options)
     assert lost.returncode == Exit.CHECK, lost.stderr
     (line,) = [line for line in lost.stderr.splitlines() if line.startswith("error: ")]
     assert "was lost" in line
-    assert line.endswith("of 8 runs are kept, --resume does the rest")
+    assert line.endswith("of 12 runs are kept, --resume does the rest")
     kept = samples(out)
     assert len(kept) == 3
     assert phone.processes() == []
@@ -102,9 +102,9 @@ def test_a_lost_device_loses_nothing_finished(phone: EmulatedDevice, tiny: list[
     connect(phone)
     rest = bench(out, *options, "--resume")
     assert rest.returncode == 0, rest.stderr
-    assert "3 of 8 runs are in" in rest.stderr
+    assert "3 of 12 runs are in" in rest.stderr
     assert samples(out)[:3] == kept
-    assert len({sample_key(one) for one in samples(out)}) == len(samples(out)) == 8
+    assert len({sample_key(one) for one in samples(out)}) == len(samples(out)) == 12
     assert "verdict" in rest.stdout
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from adakv_model.command_line import Exit
 from adakv_model.runtime.artifact import Artifact
 from device_tests.bench.cli import app
 from device_tests.bench.rows import PROBE, SAMPLE, read
+from device_tests.compare import app as compare_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +61,24 @@ def test_two_artifacts_on_the_host(folders: list[str], tmp_path: Path) -> None:
     assert again.exit_code == 0, again.stderr
     assert "24 of 24 runs are in" in again.stderr
     assert len([r for r in read(out) if r["kind"] == SAMPLE]) == 24
+
+
+def test_too_few_repetitions_for_a_verdict(folders: list[str], tmp_path: Path) -> None:
+    """Said before anything runs; the same exit code as the comparison's, and the remedy works."""
+    out = str(tmp_path / "x.jsonl")
+    options = ["--device", "host", "--artifact", folders[0], "--artifact", folders[1], "--json", out]
+    options += ["--pp", "", "--tg", "4", "--threads", "1"]
+    few = CliRunner().invoke(app, [*options, "--reps", "1"])
+    assert few.exit_code == Exit.CHECK
+    first, *_, last = few.stderr.splitlines()
+    assert first.startswith("note: a verdict needs 3 repetitions and --reps is 1")
+    assert last.startswith("error: no two artifacts could be compared")
+    assert "1 repetitions in common, of at least 3: run again with --reps 3 or more" in few.stdout
+    assert CliRunner().invoke(compare_app, [out]).exit_code == Exit.CHECK
+    enough = CliRunner().invoke(app, [*options, "--reps", "3", "--resume"])
+    assert enough.exit_code == 0, enough.stderr
+    assert "note:" not in enough.stderr
+    assert CliRunner().invoke(compare_app, [out]).exit_code == 0
 
 
 @pytest.mark.parametrize(

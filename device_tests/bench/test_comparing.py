@@ -44,7 +44,7 @@ def test_a_difference_is_seen_through_drift() -> None:
         ({"cpu_mask": "f0"}, "cpu mask differs (None, f0)"),
         ({"run": "other"}, "different runs"),
         ({"test": Test(0, 0, 8)}, "test differs (pp0 tg4 depth0, pp0 tg8 depth0)"),
-        ({"reps": 2}, "2 repetitions in common, of at least 3"),
+        ({"reps": 2}, "2 repetitions in common, of at least 3: run again with --reps 3 or more (--resume"),
         ({"cooldown": {"reached": False}}, "b was still hot in 5 of 5 samples"),
     ],
 )
@@ -105,6 +105,17 @@ def test_two_files_of_different_runs(tmp_path: Path) -> None:
     assert done.exit_code == Exit.CHECK
     assert "not comparable" in done.stdout
     assert CliRunner().invoke(app, [a, b, "--across-runs", "--json"]).exit_code == 0
+
+
+def test_a_log_of_80_columns_holds_the_verdicts_and_their_reasons(tmp_path: Path) -> None:
+    path = results(tmp_path / "x", both() + both(Test(512, 0, 4), cooldown={"reached": False}))
+    lines = CliRunner().invoke(app, [path], env={"COLUMNS": "80"}).stdout.splitlines()
+    table = [line.rstrip() for line in lines if line.startswith(("tg4", "["))]
+    assert any("faster" in line for line in table)
+    assert any("not comparable" in line for line in table)
+    assert max(map(len, table)) <= 80
+    assert "tg4 @ d512: mine was still hot in 5 of 5 samples" in lines
+    assert "adb:1, 2 threads" in lines
 
 
 def test_what_failed_parity_has_no_verdict(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from device_tests.bench.plan import Test
 from device_tests.bench.plot import plot
 from device_tests.bench.runner import throttled
 from device_tests.bench.summary import groups
-from device_tests.bench.table import tables
+from device_tests.bench.table import show
 from device_tests.bench.testing_device import probe_row, sample
 
 HOST = {"selector": "host", "kind": "host", "emulated": True, "model": "Server", "soc": None}
@@ -28,13 +29,42 @@ ROWS = [
 ]
 
 
-def text_of(rows: list) -> list[str]:
+def text_of(rows: list, width: int = 200) -> list[str]:
+    """What is shown of each device."""
     shown = []
-    for table in tables(groups(rows)):
-        console = make_console(stderr=False, file=io.StringIO(), width=200)
-        console.print(table)
+    for _, part in groupby(
+        sorted(groups(rows), key=lambda one: one.device["emulated"]), lambda one: one.device["kind"]
+    ):
+        console = make_console(stderr=False, file=io.StringIO(), width=width)
+        show(list(part), console)
         shown.append(console.file.getvalue())  # type: ignore[attr-defined]
     return shown
+
+
+def test_a_log_of_80_columns_has_whole_lines() -> None:
+    long = [sample(f"smollm2-135m-instruct-{n}", 123.4, rep, test=Test(512, 0, 64)) for n in "ab" for rep in range(3)]
+    for shown in text_of([*ROWS, *long], width=80):
+        lines = shown.splitlines()
+        assert max(len(line.rstrip()) for line in lines) <= 80
+        assert "tg4 @ d64" in shown
+        assert "…" not in shown
+    wide = text_of(ROWS)[0].splitlines()
+    assert sum(line.startswith("test ") for line in wide) == 1, "one table where there is room for one"
+
+
+def test_columns_without_content_are_left_out() -> None:
+    shown = text_of([sample("mine", 2.0, 0, test=Test(0, 32, 0))])[0]
+    assert "notes" not in shown
+    assert "step p90" not in shown
+    assert "95 %" not in shown
+    assert "notes" in text_of([sample("mine", 2.0, 0, throttled=True)])[0]
+
+
+def test_a_phone_comes_before_everything_else() -> None:
+    console = make_console(stderr=False, file=io.StringIO(), width=200)
+    show(groups(ROWS), console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.index("Phone (adb:1") < shown.index("not a phone")
 
 
 def test_a_phone_never_shares_a_table_with_anything_else() -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, text_column
+from adakv_model.terminal import Bars, make_console, text_column
 from evaluation.policies import Tables, load_tables
 from evaluation.store import ItemStore
 
@@ -62,9 +62,11 @@ class Bench:
         """A bar over `tokens`; yields what advances it. Nothing to do shows nothing."""
         started = time.perf_counter()
         columns = (BarColumn(), text_column("{task.completed:,.0f}/{task.total:,.0f} tokens"))
-        with Progress(
+        if tokens and not console.is_terminal:
+            console.print(f"{title}, {tokens:,} tokens ...")
+        with Bars(
             text_column("{task.description}"), *columns, TimeElapsedColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not tokens or not console.is_terminal,
+            console=console, disable=not tokens or not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task(title, total=tokens)
             yield lambda count: bar.advance(task, count)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adakv_model.cache_options import DEFAULT_CONTEXT, DEFAULT_WINDOW, CacheOptions
 from adakv_model.checkpoints.load import Checkpoint
+from adakv_model.config import LlamaConfig
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
 from adakv_model.simulation.policies import Policy, make_policy
 from adakv_model.tables import CalibrationTables, choose_tables
 from evaluation.scorers import SimulatorScorer
+from export.dry_run import shape_of
+from export.options import ExportOptions
+from export.plan_drawing import notes as plan_notes
 from training.cli import digest_of
 
 REFERENCE = "fp16"
@@ -53,16 +58,16 @@ class PolicySpec:
             self.context, self.window, "adaptive", self.kv_bits, self.window_bits, departure=self.departure
         )
 
-    def make(self, checkpoint: Checkpoint, tables: Tables) -> Policy:
+    def make(self, config: LlamaConfig, tables: Tables) -> Policy:
         """Raises UserError for an unknown name or an impossible budget."""
         if self.name in NAMES and self.name not in BUDGETED and self.kv_bits is not None:
             raise UserError(f"--policy {self.name} has a fixed width: drop --kv-bits")
-        return make_policy(self.name, checkpoint, tables.tables, self.options)
+        return make_policy(self.name, config, tables.tables, self.options)
 
     def simulator(self, checkpoint: Checkpoint, tables: Tables, length: int | None = None) -> SimulatorScorer:
         """The policy's simulated cache. length: longest sequence to score, where that is less than the context, which
         saves memory and changes nothing else. Raises UserError like `make`."""
-        return SimulatorScorer(checkpoint, self.make(checkpoint, tables), tables.tables, length or self.context)
+        return SimulatorScorer(checkpoint, self.make(checkpoint.config, tables), tables.tables, length or self.context)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,22 @@ def load_tables(checkpoint: Checkpoint, path: Path | None) -> Tables:
     tables = choose_tables(checkpoint.name, checkpoint.source, checkpoint.config, path)
     tables.check(checkpoint.config)
     return Tables(tables)
+
+
+def check_policies(
+    specs: Iterable[PolicySpec], model: str, checkpoint: Path | None, explicit: Path | None
+) -> Iterator[str]:
+    """What to know about the policies' budgets, from the model's shape and tables alone: weights are not read.
+
+    Raises UserError for an unknown policy or an impossible budget, as `PolicySpec.make` does.
+    """
+    shape = shape_of(ExportOptions(model=model, checkpoint=checkpoint))
+    tables = Tables(choose_tables(shape.name, shape.source, shape.config, explicit))
+    tables.tables.check(shape.config)
+    for spec in specs:
+        policy = spec.make(shape.config, tables)
+        if policy.plan is not None and spec.name in BUDGETED:
+            yield from (f"{spec.title}: {note}" for note in plan_notes(policy.plan.to_manifest(), spec.kv_bits))
 
 
 def parse_policy(text: str, base: PolicySpec, option: str) -> PolicySpec:

@@ -42,7 +42,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
     except OSError as error:
-        raise UserError(f"no results at {path} ({error.strerror}): make some with scripts/evaluate.py") from error
+        raise UserError(f"no results at {path} ({error.strerror}): make some with `adakv evaluate`") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}): remove the broken line") from error
     return list(_newest(rows).values())

@@ -149,5 +149,5 @@ def evaluate_policy(
     comparable = static and spec.name != REFERENCE and not spec.name.startswith("static-")
     compared = compare(evaluator, mine, fp16, spec, static=comparable, against=against)
     speed = evaluator.bench.speed.get(f"{evaluator.task.name} {spec.title}")
-    allocated = spec.make(evaluator.bench.checkpoint, evaluator.bench.tables).bits_per_value
+    allocated = spec.make(evaluator.bench.checkpoint.config, evaluator.bench.tables).bits_per_value
     return header(evaluator, spec) | compared | {"allocated_bits": allocated, "tokens_per_second": speed}

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, text_column
+from adakv_model.terminal import Bars, make_console, text_column
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,9 +69,12 @@ def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str,
 
 
 def track(title: str, items: Sequence[Any]) -> Iterator[Any]:
-    """Iterate with a progress bar."""
+    """Iterate with a progress bar; in a pipe, a line when it starts."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(text_column("{task.description}"), *columns, console=make_console()) as progress:
+    console = make_console()
+    if not console.is_terminal:  # a log has no bar
+        console.print(f"{title}, {len(items)} ...")
+    with Bars(text_column("{task.description}"), *columns, console=console) as progress:
         yield from progress.track(items, description=title)
 
 

@@ -14,7 +14,7 @@ from adakv_model.tables import CalibrationTables
 
 def exact_log_probs(checkpoint: Checkpoint, tables: CalibrationTables, windows: Tensor) -> Tensor:
     """Under the unquantized cache: float32 [W, T, V]. windows: int64 [W, T]."""
-    policy = make_policy("fp16", checkpoint, tables, CacheOptions(context=windows.shape[1], window=1))
+    policy = make_policy("fp16", checkpoint.config, tables, CacheOptions(context=windows.shape[1], window=1))
     parts: list[Tensor] = []
     simulator = Simulator(checkpoint, policy, tables)
     simulator.score(windows, on_logits=lambda _, logits: parts.append(logits.log_softmax(-1)))

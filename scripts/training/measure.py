@@ -99,7 +99,7 @@ class Probe:
         return float(resumable(folder / name, lambda: {"cost": self._divergence(plan, parts)})["cost"])
 
     def _divergence(self, plan: CachePlan, parts: list[Part]) -> Tensor:
-        policy = make_policy(self.options.policy, self.checkpoint, self.tables, self.options)
+        policy = make_policy(self.options.policy, self.checkpoint.config, self.tables, self.options)
         policy = replace(policy, rows=SomeRows(plan, self.tables, parts))
         simulator = Simulator(self.checkpoint, policy, self.tables, len(self.tokens))
         return divergence(simulator, self.tokens.unsqueeze(0), self.expected)[0]

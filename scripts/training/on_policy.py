@@ -63,7 +63,7 @@ class Judge:
 
     def of(self, tables: CalibrationTables, options: CacheOptions) -> list[float]:
         """In nats a token: [W]."""
-        policy = make_policy(options.policy, self.checkpoint, tables, options)
+        policy = make_policy(options.policy, self.checkpoint.config, tables, options)
         simulator = Simulator(self.checkpoint, policy, tables)
         return divergence(simulator, self.windows, self.expected).tolist()
 
@@ -139,7 +139,7 @@ class Trainer:
         """What the exact cache sees at this budget with the present score: float32 [T, 8]."""
         options = self.settings.options(budget)
         seen: list[Tensor] = []
-        policy = make_policy("adaptive", self.checkpoint, self.tables, options)
+        policy = make_policy("adaptive", self.checkpoint.config, self.tables, options)
         decide = policy.decide
         assert decide is not None
 

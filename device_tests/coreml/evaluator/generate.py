@@ -15,13 +15,13 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.runtime.artifact import Artifact
-from adakv_model.runtime.generate import encode_prompt
+from adakv_model.runtime.generate import counted, encode_prompt
 from adakv_model.runtime.inputs import check_prompt, check_threads, read_prompt
-from adakv_model.terminal import make_console, text_column
+from adakv_model.terminal import Bars, make_console, text_column
 from device_tests.coreml.evaluator.program import Precision
 from device_tests.coreml.run import CoreMLModel
 
@@ -86,7 +86,7 @@ def answer(artifact: Artifact, prompt: list[int], limit: int, precision: Precisi
     """Load, generate and measure, with a progress bar whose text is the end of the answer so far."""
     columns = text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     stream, text = artifact.codec.stream(), ""
-    with Progress(*columns, text_column("{task.fields[speed]}"), console=console, transient=True) as progress:
+    with Bars(*columns, text_column("{task.fields[speed]}"), console=console) as progress:
         started = time.perf_counter()
         loading = progress.add_task("load", total=None, speed="")
         model = CoreMLModel(artifact, precision)
@@ -129,9 +129,10 @@ def answer(artifact: Artifact, prompt: list[int], limit: int, precision: Precisi
 def summary(s: Statistics) -> str:
     tiers = ", ".join(f"{n} at {bits}" for bits, n in s.tokens_by_tier.items() if n) or "none yet"
     per_token = s.to_json()
+    speed = f", {per_token['decode_seconds_per_token']:.2f} s/token" if s.new_tokens > 1 else ""
     return (
-        f"load {s.load_seconds:.1f} s | prefill {s.prompt_tokens} tokens, {per_token['prefill_seconds_per_token']:.2f}"
-        f" s/token | decode {s.new_tokens} tokens, {per_token['decode_seconds_per_token']:.2f} s/token | stopped by"
+        f"load {s.load_seconds:.1f} s | prefill {counted(s.prompt_tokens)},"
+        f" {per_token['prefill_seconds_per_token']:.2f} s/token | decode {counted(s.new_tokens)}{speed} | stopped by"
         f" {s.finish_reason}\ntokens that left the window: {tiers} | {s.state_bytes / 2**20:.2f} MiB of cache"
         f" ({100 * s.state_bytes / s.fp16_bytes:.1f} % of an fp16 cache)"
     )
@@ -155,8 +156,9 @@ def main(
     """Answer a prompt with a Core ML package, evaluated on this machine instead of Apple's hardware."""
     if threads is not None:
         check_threads(threads)
+    text = read_prompt(prompt)
     opened = Artifact(artifact)
-    ids = encode_prompt(opened, read_prompt(prompt), system, chat)
+    ids = encode_prompt(opened, text, system, chat)
     if threads is not None:
         torch.set_num_threads(threads)
     new, statistics = answer(opened, ids, max_new_tokens, precision)
