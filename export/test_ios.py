@@ -60,7 +60,7 @@ def test_the_delegate_compiles_on_this_machine(options: tuple[str, ...], tmp_pat
         (("--backend", "metal"), "unknown --backend 'metal'"),
         (("--cache-io", "int4"), "unknown --cache-io 'int4': one of states, int8"),
         (("--cache-io", "int8"), "--cache-io int8 needs --deployment-target iOS26"),
-        (("--cache-io", "int8", "--backend", "xnnpack"), "--cache-io int8 needs --backend coreml"),
+        (("--cache-io", "int8", "--backend", "xnnpack"), "--cache-io is for --target ios (--backend coreml), and"),
         (("--window-bits", "16", "--kv-bits", "12"), "drop --window-bits 16"),
         (("--kv-bits", "1"), "--kv-bits 1 is impossible"),
     ],
