@@ -39,7 +39,7 @@ EXIT_MEANING = {
     Exit.DONE: "done",
     Exit.FAULT: "a fault of the program itself: one line, the traceback with --debug",
     Exit.USER: "something you can correct: an option, an input file, a full disk; one line says what to do",
-    Exit.CHECK: "a check failed: doctor found something fatal, parity a difference, bench a failed run",
+    Exit.CHECK: "a check failed: doctor found something fatal, parity a difference, bench a failed run or no ratio",
     Exit.HANGUP: "the terminal went away (SIGHUP)",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.TERMINATED: "terminated (SIGTERM)",
