@@ -80,7 +80,7 @@ def test_a_difference_of_nothing_can_be_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "make some with scripts/evaluate.py"),
+        ({}, "make some with `adakv evaluate`"),
         ({"contexts": "short"}, "takes whole numbers separated by commas"),
         ({"out": "/nowhere/pareto"}, "does not exist"),
     ],
