@@ -162,7 +162,12 @@ def test_no_command_is_a_request_for_help() -> None:
 def test_a_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> None:
     home = tmp_path / "file"
     home.write_text("", encoding="utf-8")
-    done = run("--install-completion", "bash", HOME=str(home))
+    # Bash stays the parent, whatever runs the tests: the completion is for the shell that is found there.
+    script = f'"{sys.executable}" -m adakv --install-completion; exit $?'
+    environment = os.environ | {"COLUMNS": "200", "HOME": str(home)}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == Exit.USER
     assert done.stderr.startswith(f"error: cannot write {home}")
     assert len(done.stderr.splitlines()) == 1
