@@ -8,6 +8,8 @@ IOS_ARTIFACT ?= artifacts/$(MODEL)-ios
 WORKERS ?= 2
 # Each worker computes on one core; a module's tests stay together, as they share what they made.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Tests build the kernels several times over, in folders of their own.
+test quick kernels: export CMAKE_CXX_COMPILER_LAUNCHER := $(abspath $(BIN))/python;$(CURDIR)/scripts/compile_once.py
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: help venv peers android ios test quick lint parity kernels clean
