@@ -28,7 +28,7 @@ def options_of(command: list[str]) -> list[str]:
     for word in words:
         if word in WITH_VALUE:
             next(words, None)
-        elif word not in DEPENDENCIES and not word.startswith(("-I", "-D", "-U")) and not Path(word).suffix == ".cpp":
+        elif word not in DEPENDENCIES and not word.startswith(("-I", "-D", "-U")) and Path(word).suffix != ".cpp":
             kept.append(word)
     return kept
 

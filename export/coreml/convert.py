@@ -18,6 +18,7 @@ import torch
 
 from export.coreml.cache import CoreMLProgram
 from export.coreml.inputs import NEW, InputLayout
+from export.coreml.validation import validated_once
 from export.coreml.weights import COMPRESSION_PASS, register_pass_once
 
 DECODE, PREFILL = "decode", "prefill"
@@ -89,7 +90,7 @@ def convert(
     outputs: as `output_types` gives them; target: one of `TARGETS`; weights: one of `options.WEIGHTS`.
     """
     ct = import_coremltools()
-    with quiet_stderr():
+    with quiet_stderr(), validated_once():
         model = ct.convert(
             traced,
             outputs=[ct.TensorType(name=name, dtype=np.dtype(kind).type) for name, kind in outputs.items()],
@@ -153,7 +154,7 @@ def save_functions(models: dict[str, Path], package: Path) -> None:
     for name, path in models.items():
         descriptor.add_function(str(path), src_function_name="main", target_function_name=name)
     descriptor.default_function_name = DECODE
-    with quiet_stderr():
+    with quiet_stderr(), validated_once():
         ct.utils.save_multifunction(descriptor, str(package))
 
 
