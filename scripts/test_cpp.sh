@@ -27,7 +27,7 @@ finish() {
   for i in "${!started[@]}"; do
     echo "== ${names[i]}"
     if wait "${started[i]}"; then
-      grep -v '^ok' "build/cpp-${names[i]}.log"
+      grep -v -e '^ok' -e '^golden' "build/cpp-${names[i]}.log"
     else
       cat "build/cpp-${names[i]}.log"
       failed=1

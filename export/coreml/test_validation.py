@@ -16,11 +16,10 @@ def program() -> Any:
     import_coremltools()
     from coremltools.converters.mil import Builder
 
-    @Builder.program(input_specs=[Builder.TensorSpec(shape=(2, 3))])
     def relu(x: Any) -> Any:
         return Builder.relu(x=Builder.add(x=x, y=1.0))
 
-    return relu
+    return Builder.program(input_specs=[Builder.TensorSpec(shape=(2, 3))])(relu)
 
 
 def break_it(program: Any) -> None:
