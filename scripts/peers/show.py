@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 WRONG = "WRONG LOSS"
 WIDTH = 170  # of a table that goes to a file
@@ -33,7 +34,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             "" if row["kv_bytes"] is None else f"{row['kv_bytes'] / 2**20:.2f}",
             f"{row['file_bytes'] / 1e6:.1f}",
             "" if row["nll"] is None else f"{row['nll']:.4f}",
-            f"[red]{WRONG}[/red]" if row["wrong"] else "",
+            Text(WRONG if row["wrong"] else "", style="red"),
             style="dim" if row["wrong"] else None,
         )
     return shown
