@@ -16,8 +16,6 @@ import pytest
 
 from adakv.commands import COMMANDS
 from adakv.front import EPILOG
-from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder, write_tokenizer
-from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.command_line import Exit
 from adakv_model.config import MODELS
 from adakv_model.errors import UserError
@@ -33,27 +31,6 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "adakv", *words]
     changed = os.environ | {"COLUMNS": "200"} | environment
     return subprocess.run(command, env=changed, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint in Hugging Face form, with a tokenizer."""
-    made = write_folder(tmp_path_factory.mktemp("tiny"), draw_weights(SMALL, 0))
-    write_tokenizer(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def artifact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported through optimum-cli, from a TOML file and flags."""
-    out = tmp_path_factory.mktemp("artifacts") / "tiny"
-    config = out.with_suffix(".toml")
-    config.write_text("context = 64\nwindow = 8\n", encoding="utf-8")
-    words = ["optimum-cli", "export", "adakv", "--checkpoint", str(folder), "--config", str(config), "--out", str(out)]
-    done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bookkeeping" in done.stderr, "the default budget exports, and what it went to is shown"
-    return out
 
 
 @pytest.mark.parametrize("words", [(), *((entry.name,) for entry in COMMANDS)])

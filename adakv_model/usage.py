@@ -28,8 +28,8 @@ def install() -> None:
     """Every typer app of this process prints its help and its usage errors this way."""
     rich_utils.rich_format_error = print_usage_error  # type: ignore[assignment]
     rich_utils._print_options_panel = _print_options
-    core._main = run
-    Console.on_broken_pipe = _end_of_pipe  # type: ignore[method-assign]
+    core._main = run  # type: ignore[assignment]
+    Console.on_broken_pipe = _end_of_pipe  # type: ignore[assignment,method-assign]
 
 
 def run(command: Any, **options: Any) -> Any:

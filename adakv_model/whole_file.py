@@ -61,6 +61,8 @@ def append_line(path: Path, line: str, remedy: str = ELSEWHERE) -> None:
                 _write_all(file.fileno(), (line + "\n").encode())
             except OSError:
                 file.truncate(start)
+                if not start:
+                    path.unlink(missing_ok=True)
                 raise
     except OSError as error:
         raise UserError(f"cannot write {path} ({_reason(error)}): {remedy}") from error

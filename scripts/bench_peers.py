@@ -29,6 +29,7 @@ from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.terminal import make_console, print_note, table_console
+from adakv_model.whole_file import PICTURES, check_file
 from peers import show
 from peers.children import SCRIPTS
 from peers.store import Store
@@ -82,6 +83,8 @@ def main(
         return
     if json_path is None:
         raise UserError("name a results file with --json")
+    check_file(json_path, "--json")
+    check_file(plot, "--plot", PICTURES)
     from peers.bench import Bench, Settings
 
     settings = Settings(

@@ -25,6 +25,7 @@ from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
 from adakv_model.terminal import make_console, print_note
+from adakv_model.whole_file import check_file
 from evaluation import results
 from evaluation.data import MIN_TOKENS, TASKS, check_task
 from training import cli
@@ -88,6 +89,7 @@ def main(
     if reference_artifact is not None and artifact is None:
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     check_task(task)
+    check_file(json_file, "--json")
     from adakv_model.runtime import artifact as artifacts
     from evaluation.bench import open_bench
     from evaluation.policies import REFERENCE, PolicySpec, check_policies, parse_policy

@@ -27,6 +27,7 @@ from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.text import codec_for
 from adakv_model.simulation.names import BUDGETED, NAMES
+from adakv_model.whole_file import check_file
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.choices import score_items
@@ -72,8 +73,7 @@ def main(
 ) -> None:
     """Compare a policy with fp16 on long texts."""
     cli.set_threads(threads)
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {out.parent} does not exist: make it first")
+    check_file(out.with_suffix(".json"), "--out")
     wanted = [kind for kind in kinds.split(",") if kind]
     sizes = number_list("--lengths", lengths, int, 1) if wanted else []
     places = number_list("--depths", depths, float)

@@ -22,6 +22,7 @@ from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.simulation.names import BUDGETED
+from adakv_model.whole_file import check_file, write_whole
 from evaluation import frontier, results
 from evaluation.bench import console, open_bench
 from evaluation.data import MIN_TOKENS, TEXT_TASK
@@ -64,8 +65,7 @@ def main(
 ) -> None:
     """Draw and tabulate the frontier from the results file."""
     cli.set_threads(threads)
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {out.parent} does not exist: make it first")
+    check_file(out.with_suffix(".json"), "--out")
     lengths = number_list("--contexts", contexts, int, 1)
     if run:
         bench = open_bench(model, checkpoint, tables, work_dir)
@@ -80,7 +80,7 @@ def main(
     if not chosen:
         raise UserError(f"{results_file} has no result of {task} at these contexts: pass --run")
     frontier.plot(chosen, out.with_suffix(".png"), f"{chosen[0].row['model']}, {task}", max_bits)
-    results.write_text(out.with_suffix(".md"), frontier.markdown(chosen))
+    write_whole(out.with_suffix(".md"), frontier.markdown(chosen))
     results.write_json(
         out.with_suffix(".json"), {"command": cli.command_line("scripts/pareto.py"), "points": frontier.table(chosen)}
     )

@@ -40,6 +40,7 @@ from adakv_model.model import Llama, build_model
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact, set_threads
 from adakv_model.terminal import make_console
+from adakv_model.whole_file import append_line
 from device_tests.coreml.weights import load_package_weights
 from export.options import RECIPES, default_embedding
 from export.weights import quantize_weights, stored_bits
@@ -260,9 +261,7 @@ class Scorer:
             **about,
             **self.identity,
         }
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.results, json.dumps(row), "pass another --results")
         return row
 
     def _known(self, key: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weigh
 from adakv_model.config import LlamaConfig
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
+from adakv_model.utf8_path import utf8_path
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -117,7 +118,8 @@ def _shards(folder: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        file = safe_open(path, framework="pt")
+        with utf8_path(path) as named:
+            file = safe_open(named, framework="pt")
         stored = {}
         for key in file.keys():  # noqa: SIM118 - safe_open has keys() but is not iterable
             view = file.get_slice(key)

@@ -15,6 +15,7 @@ from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.terminal import make_console, print_note
+from adakv_model.whole_file import PICTURES, check_file
 from device_tests.bench import dashboard, trace
 from device_tests.bench.comparing import MIN_PAIRS
 from device_tests.bench.cooling import Cooling
@@ -61,6 +62,9 @@ class Request:
 
 def execute(request: Request) -> list[str]:
     """Measures and shows; what went wrong on the way. Raises UserError for what can be mended before anything runs."""
+    check_file(request.plot, "--plot", PICTURES)
+    check_file(request.trace, "--trace")
+    check_file(request.dashboard, "--dashboard")
     names = artifact_names(request.artifacts)
     opened = {name: Artifact(folder) for folder, name in names.items()}
     lengths = {"pp": request.pp, "tg": request.tg, "depth": request.depth}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adakv_model.whole_file import write_picture
+
 #: Families in drawing order: label, colour, marker, whether their points form a curve.
 STYLES = {
     "adaptive": ("adaptive (learned)", "#c1272d", "o", True),
@@ -131,7 +133,7 @@ def plot(chosen: Sequence[Point], path: Path, title: str, max_bits: float) -> No
     figure.suptitle(title, fontsize=11)
     rows = -(-len(order) // 5)
     figure.tight_layout(rect=(0, 0.03 + 0.05 * rows, 1, 1))
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure, 150)
     plt.close(figure)
 
 
