@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,10 @@ class LazyGroup(TyperGroup):
         words = kwargs.get("args") or (args[0] if args else None) or sys.argv[1:]
         if words and words[0] in COMPLETION:
             _check_shell()
+            if words[0] == COMPLETION[0] and not os.access(home := Path.home(), os.W_OK | os.X_OK):
+                remedy = f"set HOME to a folder of yours, or use adakv {COMPLETION[1]}"
+                print_error(console, f"cannot write to {home}: {remedy}")
+                sys.exit(Exit.USER)
         return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -50,7 +55,7 @@ class LazyGroup(TyperGroup):
 
 
 def _check_shell() -> None:
-    """End with one line where typer has no completion, or HOME takes no file of it."""
+    """End with one line where typer has no completion."""
     shell = _completion_shared._get_shell_name()
     if shell not in SHELLS:
         found = f"and the shell here is {shell}" if shell else "and no shell is above this process"

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -119,6 +121,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             for name, value in kwargs.items():
                 if isinstance(value, int | float):
                     check_number(flags.get(name, name), value)
+                refuse_empty(flags.get(name, name), value)
             function(*args, **kwargs)
 
     parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
@@ -126,6 +129,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), parameter]
     )
     return wrapped
+
+
+def refuse_empty(flag: str, value: object) -> None:
+    """Raise UserError for the path of `--flag ""`, which an unset variable leaves and Path takes for this folder."""
+    paths = value if isinstance(value, list) else [value]
+    words = sys.argv[1:]
+    empty = f"{flag}=" in words or (flag, "") in pairwise(words)
+    if empty and any(isinstance(path, Path) and path == Path() for path in paths):
+        raise UserError(f"{flag} is empty: name a file or folder")
 
 
 def _flag(parameter: inspect.Parameter) -> str:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
@@ -45,6 +46,17 @@ class Bars(Progress):
             super().stop()
         else:
             self.live.stop()
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A word on the terminal while something takes seconds, such as loading torch; nothing of it stays."""
+    console = make_console()
+    if not console.is_interactive:
+        yield
+        return
+    with console.status(Text(f"{text} ...", style="dim")):
+        yield
 
 
 def print_error(console: Console, error: object) -> None:

@@ -14,6 +14,8 @@ counted. Minima are shown; the JSON has medians too.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path

@@ -16,6 +16,8 @@ same tokens for everybody; a loss above the reference's by more than --nll-toler
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import subprocess
 import sys
 from pathlib import Path

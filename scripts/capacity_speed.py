@@ -10,6 +10,8 @@ out: a table on the terminal and --json with every sample; exit code 3 if the ra
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path

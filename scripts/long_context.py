@@ -12,6 +12,8 @@ policy finds too. Resumable like scripts/evaluate.py.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +35,7 @@ from evaluation.bench import Bench, console, open_bench
 from evaluation.choices import score_items
 from evaluation.data import load_text
 from evaluation.policies import REFERENCE, PolicySpec
+from evaluation.results import with_error
 from evaluation.store import ItemStore
 from training import cli
 
@@ -167,7 +170,7 @@ def report(by_position: list[dict[str, Any]], found: list[dict[str, Any]]) -> No
     if by_position:
         table = Table("positions", "perplexity", "fp16", "loss - fp16")
         for row in by_position:
-            error = f"{row['loss_diff']:+.4f} ± {row['loss_diff_se']:.4f}"
+            error = with_error(row["loss_diff"], row["loss_diff_se"], 4, sign="+")
             table.add_row(f"{row['begin']}-{row['end']}", f"{row['ppl']:.2f}", f"{row['ppl_fp16']:.2f}", error)
         console.print(table)
     overall = [row for row in found if row["depth"] is None]

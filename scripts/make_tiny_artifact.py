@@ -7,6 +7,8 @@ Input: none. Output: an artifact folder like export.py's, without a tokenizer.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import json
 import sys
 import tempfile

@@ -11,6 +11,8 @@ out: OUT.png, OUT.md (tables) and OUT.json, with paired standard errors
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from pathlib import Path
 from typing import Annotated
 

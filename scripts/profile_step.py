@@ -15,6 +15,8 @@ the same run.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import json
 import os
 import random

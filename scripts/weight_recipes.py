@@ -16,6 +16,8 @@ continues at the window it was in.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import functools
 import json
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """Reads a Hugging Face checkpoint folder: config.json, safetensors (also sharded), tokenizer, template."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _stored(file: Any, key: str, shape: tuple[int, ...]) -> StoredTensor:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """transformers 5 writes chat_template.jinja; 4 wrote a string or named templates into the config."""
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if os.path.lexists(jinja):
         try:
             return jinja.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

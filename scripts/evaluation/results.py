@@ -26,6 +26,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def with_error(value: float, se: float | None, digits: int = 5, *, sign: str = "") -> str:
+    """`value ± se`; the value alone where fewer than two clusters leave no standard error. sign: "+" always shows it."""
+    shown = f"{value:{sign}.{digits}f}"
+    return shown if se is None or math.isnan(se) else f"{shown} ± {se:.{digits}f}"
+
+
 def append(path: Path, result: Mapping[str, Any]) -> None:
     """Add one line. Raises UserError if the file cannot be written."""
     append_line(path, json.dumps(finite(result), sort_keys=True), "pass another --results")
