@@ -69,14 +69,12 @@ struct BandTiles {
   int64_t stride;
 };
 
-constexpr int kBlocksAhead = 3;  // that are asked from memory early
-
 // scores[i * stride + r] = before + products * factors[i], where the first band starts with starts[i].
 template <int kWidth, int kQuads, int kQueries>
 inline void score_band(const BandTiles& band, const int8_t* x, int64_t x_stride, const int32_t* totals,
                        const float (*factors)[kMaxBands], const float* starts, float* scores, int64_t stride) {
   for (int r = 0; r < band.blocks; ++r) {
-    if (starts != nullptr) fetch(band.tiles + (r + kBlocksAhead) * band.stride, band.stride);
+    if (starts != nullptr) fetch_ahead(band.tiles + r * band.stride, band.stride);
     IntLanes out[kQueries];
     products<kWidth, kQuads, kQueries>({band.tiles + r * band.stride, band.runs, kQuads * tile_stride(kWidth)}, x,
                                        x_stride, totals, out);

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int kGroupsAhead = 4;  // that are asked from memory early
-
 // Fewer than 16 numbers, filled up with zeros.
 inline Lanes load_rows(const float* x, int n) {
   Lanes out = set1(0.0f);
@@ -81,7 +79,7 @@ inline void sum_groups(const WeightedGroups& groups, int first, const uint8_t* t
     }
     TileRuns group{tiles, std::min(2, blocks), stride};
     for (int c = 0; c < dim; c += kTileLanes, group.tiles += 4 * tile_stride(kWidth)) {
-      for (int b = 0; b < 2; ++b) fetch(group.tiles + (2 * kGroupsAhead + b) * stride, 4 * tile_stride(kWidth));
+      for (int b = 0; b < 2; ++b) fetch_ahead(group.tiles + b * stride, 4 * tile_stride(kWidth));
       IntLanes out[kQueries];
       products<kWidth, 4, kQueries>(group, groups.codes + int64_t(at) * kGroupRows, groups.count * kGroupRows, totals,
                                     out);

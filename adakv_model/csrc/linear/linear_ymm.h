@@ -18,10 +18,13 @@ inline __m256i load_codes(const uint8_t* bytes) { return _mm256_loadu_si256(rein
 
 inline __m128i load_8(const uint8_t* bytes) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)); }
 
-// One line a page ahead, once a block: its page's address is looked up in time. The hardware foresees the lines of a
-// page.
-inline void fetch_next_page(const uint8_t* bytes) {
-  _mm_prefetch(reinterpret_cast<const char*>(bytes + 4096), _MM_HINT_T0);
+// Asks for the lines that a single token needs some way ahead: what only the hardware foresees arrives too late.
+template <int size>
+inline void fetch_ahead(const uint8_t* bytes) {
+  constexpr int kAhead = 2048;  // bytes
+  for (int line = 0; line < size; line += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(bytes + kAhead + line), _MM_HINT_T0);
+  }
 }
 
 inline void store_rows(float* out, __m256 sum, int rows) {
@@ -38,10 +41,10 @@ inline void table_tile_ymm(const Table& table, int64_t block, const TileGroup<n>
   const uint8_t* bytes = table.codes + block * groups * kTableBlockBytes;
   const uint16_t* halves = table.scales + block * groups * kBlockRows;
   const __m256i even_pairs = _mm256_set1_epi8(0x33);
-  if (n == 1) fetch_next_page(bytes);
   __m256 sums[n];
   for (__m256& sum : sums) sum = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g, bytes += kTableBlockBytes, halves += kBlockRows, ++tile) {
+    if (n == 1) fetch_ahead<kTableBlockBytes>(bytes);
     typename Dots::Ints ints[n];
     __m256i pairs[4][2];  // bits 4 and 5 of quads 2 f + k, with other bits in their low 4
     for (int k = 0; k < 2; ++k) {
@@ -109,16 +112,16 @@ inline void int4_tile_ymm(const Int4Matrix& matrix, int64_t block, const TileGro
   }
 }
 
-// A single token. Blocks one after the other are one stream, which the hardware foresees: two blocks at a time, which
-// would share the loads of activations, and asking for every line ahead are both slower.
+// A single token. Blocks one after the other are one stream: two at a time, which would share the loads of activations,
+// are slower.
 inline void int4_token_ymm(const Int4Matrix& matrix, int64_t block, const TileGroup<1>* tile, const float* residual,
                            float* out) {
   const int groups = matrix.groups();
   const uint8_t* bytes = matrix.blocks + block * groups * kInt4BlockBytes;
-  fetch_next_page(bytes);
   __m256 sums = _mm256_setzero_ps(), shifts = _mm256_setzero_ps();
   for (int g = 0; g < groups; ++g, bytes += kInt4BlockBytes, ++tile) {
     const int8_t* x = tile->codes[0];
+    fetch_ahead<kInt4BlockBytes>(bytes);
     typename Dots::Nibbles ints = Dots::start_nibbles(tile->starts[0]);
     for (int q = 0; q < 4; ++q) {
       Dots::add_nibbles(ints, load_codes(bytes + 32 * q), broadcast(x + 4 * q), broadcast(x + 4 * q + 16));
