@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_an_artifact_of_any_name_runs(locale: str, artifact: Path, tmp_path: Pat
     words = [sys.executable, "-m", "adakv", "describe", places[0], "--json"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert set(json.loads(done.stdout)["files"].values()) == {"intact"}
+
+
+def test_an_interrupt_after_the_end_is_silent() -> None:
+    program = (
+        "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "from adakv.front import app; app(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_errors_of_the_machine_say_what_to_do() -> None:

@@ -104,6 +104,9 @@ def test_places_are_refused_before_any_work(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             check_file(tmp_path / name, "--json")
+    check_file(tmp_path / "none" / "a", "--results", folders=True)
+    with pytest.raises(UserError, match=r"^--results: cannot write to .*file:"):
+        check_file(tmp_path / "file" / "a", "--results", folders=True)
     with pytest.raises(UserError, match=r"^--plot .*a.foo must end in .png"):
         check_file(tmp_path / "a.foo", "--plot", (".png",))
 

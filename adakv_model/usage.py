@@ -6,7 +6,9 @@ at the end of a pipe are replaced (both packages are pinned).
 
 from __future__ import annotations
 
+import atexit
 import re
+import signal
 import sys
 from typing import Any
 
@@ -41,6 +43,7 @@ def run(command: Any, **options: Any) -> Any:
         try:
             return _typer_main(command, **options)
         finally:
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what ends libraries would print a traceback
             sys.stdout.flush()  # a full disk is noticed here, not when the interpreter ends
     except OSError as error:
         silence_output()

@@ -68,18 +68,22 @@ def append_line(path: Path, line: str, remedy: str = ELSEWHERE) -> None:
         raise UserError(f"cannot write {path} ({_reason(error)}): {remedy}") from error
 
 
-def check_file(path: Path | None, option: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise UserError early, rather than after the work, for a file that could not be written. None: not asked for."""
+def check_file(path: Path | None, option: str, suffixes: tuple[str, ...] = (), *, folders: bool = False) -> None:
+    """Raise UserError early, rather than after the work, for a file that could not be written. None: not asked for.
+
+    folders: those above it will be made.
+    """
     if path is None:
         return
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {path} must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file in it")
-    if not path.parent.is_dir():
+    standing = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if not folders and not path.parent.is_dir():
         raise UserError(f"{option}: the folder {path.parent} does not exist: make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option}: cannot write to {path}: {ELSEWHERE}")
+    if not os.access(standing, os.W_OK) or (standing != path and not standing.is_dir()):
+        raise UserError(f"{option}: cannot write to {standing}: {ELSEWHERE}")
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -25,12 +25,12 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
-from adakv_model.terminal import make_console, print_note, table_console
+from adakv_model.terminal import make_console, table_console
 from adakv_model.whole_file import PICTURES, check_file
 from peers import show
 from peers.children import SCRIPTS
@@ -107,11 +107,8 @@ def main(
         raise UserError(f"--contexts must be at least twice --steps, {2 * steps}")
     bench = Bench(settings, console)
     store = Store(json_path, bench.identity(), resume)
-    try:
+    with if_interrupted(lambda: f"{len(store.cells)} cells are kept in {json_path}, and --resume does the rest"):
         rows = bench.run(store)
-    except KeyboardInterrupt:
-        print_note(console, f"go on with --resume: {json_path} has {len(store.cells)} cells")
-        raise
     table_console(show.WIDTH).print(show.table(rows))
     for note in bench.notes:
         console.print(note, style="dim")

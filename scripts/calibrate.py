@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.terminal import working
@@ -33,6 +33,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     out: Annotated[Path, typer.Option(help="Calibration tables to write (.safetensors).")],

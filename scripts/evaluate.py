@@ -22,7 +22,7 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_BITS_SHOWN, DEFAULT_CONTEXT, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
@@ -39,6 +39,7 @@ console = make_console()
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
@@ -102,6 +103,7 @@ def main(
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     check_task(task)
     check_file(json_file, "--json")
+    check_file(results_file, "--results", folders=True)
     with working("loading torch"):
         from adakv_model.runtime import artifact as artifacts
         from evaluation.bench import open_bench

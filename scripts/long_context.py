@@ -23,7 +23,7 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
@@ -48,6 +48,7 @@ DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png and .json are written.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",

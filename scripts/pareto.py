@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
@@ -41,6 +41,7 @@ POLICIES = "adaptive,tables,static-2,static-3,static-4,static-8,random,recency,n
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png, .md and .json are written.")],
     results_file: Annotated[Path, typer.Option("--results", help="Lines written by evaluate.py.")] = results.DEFAULT,

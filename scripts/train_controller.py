@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
@@ -37,6 +37,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     tables: Annotated[Path, typer.Option(help="Calibration tables of this checkpoint.")],

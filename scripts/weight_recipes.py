@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.digest import default_cache_dir
@@ -60,6 +60,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     data_dir: Annotated[Path | None, typer.Option(help=f"Folder of {TEXT}.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to score, in whole windows spread over the text.", min=2)] = 4096,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from adakv_model.command_line import if_interrupted
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact
@@ -87,8 +88,13 @@ def execute(request: Request) -> list[str]:
         devices += find(selector)
     options = Options(chosen, request.reps, threads, request.cpu_mask, request.delay, request.cooling, request.timeout)
     results = ResultsFile(request.results, header(opened, fed, options, **lengths), request.resume)
+
+    def kept() -> str:
+        return f"{len(results.of(SAMPLE))} runs are kept in {results.path}, and --resume does the rest"
+
     try:
-        problems = run_all(devices, opened, fed, options, results)
+        with if_interrupted(kept):
+            problems = run_all(devices, opened, fed, options, results)
     finally:
         results.close()
     verdict = True

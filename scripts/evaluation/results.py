@@ -27,7 +27,7 @@ def finite(value: Any) -> Any:
 
 
 def with_error(value: float, se: float | None, digits: int = 5, *, sign: str = "") -> str:
-    """`value ± se`; the value alone where fewer than two clusters leave no standard error. sign: "+" always shows it."""
+    """`value ± se`; the value alone where fewer than two clusters leave no standard error. sign: "+" shows plus."""
     shown = f"{value:{sign}.{digits}f}"
     return shown if se is None or math.isnan(se) else f"{shown} ± {se:.{digits}f}"
 

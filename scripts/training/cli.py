@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+KEPT_ITEMS = "finished items are kept (--work-dir), and the same command goes on with them"
+KEPT_WINDOWS = KEPT_ITEMS.replace("items", "windows")
 WORK_REMEDY = "free some space or pass another --work-dir"
 
 
