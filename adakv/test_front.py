@@ -154,7 +154,7 @@ def test_a_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> No
     assert len(done.stderr.splitlines()) == 1
 
 
-SCRIPTS = [p.name for p in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in p.read_text("utf-8")]
+SCRIPTS = [p.name for p in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in p.read_text(encoding="utf-8")]
 STARTED = [
     ["export.py"],
     ["-m", "adakv"],
