@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from adakv_model.whole_file import write_picture
+
 WRONG = "WRONG LOSS"
 WIDTH = 170  # of a table that goes to a file
 
@@ -80,5 +82,5 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes[0][-1].legend(fontsize="x-small")
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    write_picture(path, figure, 130)
     plt.close(figure)
