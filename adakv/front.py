@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import _completion_shared
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -19,17 +21,23 @@ from adakv_model.terminal import print_error
 EPILOG = "Exit codes: " + "; ".join(f"{int(code)} {meaning}" for code, meaning in EXIT_MEANING.items()) + "."
 
 
+COMPLETION = ("--install-completion", "--show-completion")
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")  # those that typer completes in
+
+
 class LazyGroup(TyperGroup):
     """Lists the commands of `COMMANDS` from their lines of help, and imports one when it is called or completed."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As typer's; what commands do not end themselves is the completion that cannot be installed."""
-        try:
-            return super().main(*args, **kwargs)
-        except OSError as error:
-            reason = f"cannot write {error.filename} ({error.strerror})"
-            print_error(console, f"{reason}: set HOME to a folder of yours, or use adakv --show-completion")
-            sys.exit(Exit.USER)
+        """As typer's, but for the completion of a shell that has none, or that cannot be installed."""
+        words = kwargs.get("args") or (args[0] if args else None) or sys.argv[1:]
+        if words and words[0] in COMPLETION:
+            _check_shell()
+            if words[0] == COMPLETION[0] and not os.access(home := Path.home(), os.W_OK | os.X_OK):
+                remedy = f"set HOME to a folder of yours, or use adakv {COMPLETION[1]}"
+                print_error(console, f"cannot write to {home}: {remedy}")
+                sys.exit(Exit.USER)
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
@@ -44,6 +52,15 @@ class LazyGroup(TyperGroup):
             command.name = entry.name
             self.commands[entry.name] = command
         return super().resolve_command(ctx, args)
+
+
+def _check_shell() -> None:
+    """End with one line where typer has no completion."""
+    shell = _completion_shared._get_shell_name()
+    if shell not in SHELLS:
+        found = f"and the shell here is {shell}" if shell else "and no shell is above this process"
+        print_error(console, f"completion is for {', '.join(SHELLS)}, {found}: call this in one of them")
+        sys.exit(Exit.USER)
 
 
 app = typer.Typer(

@@ -17,10 +17,10 @@ from typing import get_args, get_type_hints
 import typer
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from adakv_model.command_line import ending
+from adakv_model.command_line import ending, refuse_empty
 from adakv_model.errors import DEBUG
 from adakv_model.signals import ended_by_signals
-from adakv_model.terminal import use_utf8
+from adakv_model.terminal import prepare_streams
 from export import listing
 from export.cli import export
 from export.options import ExportOptions, flag
@@ -61,7 +61,7 @@ class AdakvExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Export, and end the process with the exit code of `adakv export`."""
-        use_utf8()
+        prepare_streams()
         names = [each.name for each in fields(ExportOptions)]
         given = {name: value for name in names if (value := getattr(self.args, name)) is not None}
         if self.args.debug:
@@ -71,6 +71,8 @@ class AdakvExportCommand(BaseOptimumCLICommand):
                 if self.args.list_presets or self.args.list_models:
                     listing.show(PRESETS if self.args.list_presets else listing.models(), self.args.json)
                 else:
+                    for name, value in given.items():
+                        refuse_empty(flag(name), value)
                     options = gather(self.args.preset, self.args.config, given)
                     export(options, dry_run=self.args.dry_run, as_json=self.args.json)
         except typer.Exit as end:

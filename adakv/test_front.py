@@ -16,8 +16,6 @@ import pytest
 
 from adakv.commands import COMMANDS
 from adakv.front import EPILOG
-from adakv_model.checkpoints.testing_checkpoints import SMALL, write_folder, write_tokenizer
-from adakv_model.checkpoints.weights import draw_weights
 from adakv_model.command_line import Exit
 from adakv_model.config import MODELS
 from adakv_model.errors import UserError
@@ -25,6 +23,7 @@ from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.manifest import read_manifest
 from device_tests.exporting import ROOT
 from export.cli import command_line
+from export.presets import gather
 
 SMALL_CACHE = ("--context", "64", "--window", "8")
 
@@ -33,27 +32,6 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "adakv", *words]
     changed = os.environ | {"COLUMNS": "200"} | environment
     return subprocess.run(command, env=changed, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint in Hugging Face form, with a tokenizer."""
-    made = write_folder(tmp_path_factory.mktemp("tiny"), draw_weights(SMALL, 0))
-    write_tokenizer(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def artifact(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported through optimum-cli, from a TOML file and flags."""
-    out = tmp_path_factory.mktemp("artifacts") / "tiny"
-    config = out.with_suffix(".toml")
-    config.write_text("context = 64\nwindow = 8\n", encoding="utf-8")
-    words = ["optimum-cli", "export", "adakv", "--checkpoint", str(folder), "--config", str(config), "--out", str(out)]
-    done = subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bookkeeping" in done.stderr, "the default budget exports, and what it went to is shown"
-    return out
 
 
 @pytest.mark.parametrize("words", [(), *((entry.name,) for entry in COMMANDS)])
@@ -84,6 +62,8 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"adakv {name} [OPTIONS]" in done.stdout
     assert "--debug" in done.stdout
+    _, text = done.stdout.split(f"adakv {name} [OPTIONS]")
+    assert f"adakv {name} " in text or "DIR" in text, "an example"
 
 
 def test_a_wrong_option_is_refused_before_torch_is_loaded() -> None:
@@ -162,6 +142,7 @@ def test_no_command_is_a_request_for_help() -> None:
 def test_a_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> None:
     home = tmp_path / "file"
     home.write_text("", encoding="utf-8")
+    home.chmod(0o600)
     # Bash stays the parent, whatever runs the tests: the completion is for the shell that is found there.
     script = f'"{sys.executable}" -m adakv --install-completion; exit $?'
     environment = os.environ | {"COLUMNS": "200", "HOME": str(home)}
@@ -169,11 +150,25 @@ def test_a_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> No
         ["bash", "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == Exit.USER
-    assert done.stderr.startswith(f"error: cannot write {home}")
+    assert done.stderr.startswith(f"error: cannot write to {home}: set HOME")
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [["export.py"], ["-m", "adakv"], ["-m", "adakv_model.generate"]])
+SCRIPTS = [p.name for p in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in p.read_text(encoding="utf-8")]
+STARTED = [
+    ["export.py"],
+    ["-m", "adakv"],
+    ["-m", "adakv_model.generate"],
+    ["-m", "device_tests.bench"],
+    ["-m", "device_tests.compare"],
+    ["-m", "device_tests.coreml.evaluator.generate"],
+    ["-m", "device_tests.coreml.compute_plan"],
+    ["-m", "device_tests.devices.emulated"],
+    *([f"scripts/{name}"] for name in SCRIPTS if not name.startswith("test_")),
+]
+
+
+@pytest.mark.parametrize("words", STARTED, ids=" ".join)
 def test_a_python_without_the_packages_is_one_line(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == Exit.USER
@@ -216,6 +211,33 @@ def test_names_in_lists_are_whole(width: str) -> None:
         assert spec.bundled or spec.hub_id in shown
     if width == "80":
         assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    "words", [("export", "--checkpoint", ""), ("export", "--out="), ("generate", "--artifact", "")]
+)
+def test_an_empty_path_is_not_the_folder_here(words: tuple[str, ...], tmp_path: Path) -> None:
+    more = ("--prompt", "x") if words[0] == "generate" else ("--dry-run",)
+    done = run(*words, *more)
+    assert done.returncode == Exit.USER
+    assert done.stderr == f"error: {words[1].rstrip('=')} is empty: name a file or folder\n"
+    (tmp_path / "a.toml").write_text('checkpoint = ""', encoding="utf-8")
+    with pytest.raises(UserError, match=r"^checkpoint in .* must be a path, not ''"):
+        gather(None, tmp_path / "a.toml", {})
+
+
+@pytest.mark.parametrize("module", ["adakv_model.generate", "device_tests.coreml.evaluator.generate"])
+def test_a_wrong_artifact_is_refused_before_torch_is_loaded(module: str) -> None:
+    program = (
+        "import importlib, sys; app = importlib.import_module(sys.argv.pop(1)).app\n"
+        "try: app(['--artifact', 'none', '--prompt', 'x'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, module], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (2, "False")
+    assert done.stderr.startswith("error: no artifact at none")
 
 
 def test_unknown_commands_are_answered_with_the_nearest() -> None:

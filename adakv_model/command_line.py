@@ -10,15 +10,17 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Annotated, Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from adakv_model import usage
-from adakv_model.errors import DEBUG, UserError, debugging
+from adakv_model.errors import DEBUG, UserError, debugging, what_to_do
 from adakv_model.numbers import check_number
 from adakv_model.signals import ended_by_signals
-from adakv_model.terminal import make_console, print_error, use_utf8
+from adakv_model.terminal import make_console, prepare_streams, print_error, silence_output
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
@@ -32,6 +34,7 @@ class Exit(IntEnum):
     CHECK = 3
     HANGUP = 129
     INTERRUPTED = 130
+    PIPE = 141
     TERMINATED = 143
 
 
@@ -42,6 +45,7 @@ EXIT_MEANING = {
     Exit.CHECK: "a check failed: doctor found something fatal, parity a difference, bench a failed run or no ratio",
     Exit.HANGUP: "the terminal went away (SIGHUP)",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.PIPE: "what reads the output has ended (adakv ... | head)",
     Exit.TERMINATED: "terminated (SIGTERM)",
 }
 
@@ -57,6 +61,7 @@ def ending() -> Iterator[None]:
     """Errors inside become one line on standard error and an exit code."""
     try:
         yield
+        sys.stdout.flush()  # a full disk is noticed here, not when the interpreter ends
     except UserError as error:
         print_error(console, error)
         _end(Exit.USER, error)
@@ -70,13 +75,21 @@ def ending() -> Iterator[None]:
     except ModuleNotFoundError as error:
         print_error(console, f"{error}: the installation is not complete; adakv doctor shows what is missing")
         _end(Exit.FAULT, error)
-    except (typer.Exit, typer.Abort, BrokenPipeError):
+    except (typer.Exit, typer.Abort):
         raise
+    except BrokenPipeError:
+        silence_output()
+        raise typer.Exit(Exit.PIPE) from None
+    except OSError as error:
+        if (reason := what_to_do(error)) is None:
+            _end_fault(error)
+        print_error(console, reason)
+        silence_output()
+        _end(Exit.USER, error)
     except Exception as error:
         if _is_usage_error(error):
             raise
-        print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
-        _end(Exit.FAULT, error)
+        _end_fault(error)
 
 
 @contextmanager
@@ -101,13 +114,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        use_utf8()
+        prepare_streams()
         if debug:
             os.environ[DEBUG] = "1"
         with ended_by_signals(), ending():
             for name, value in kwargs.items():
                 if isinstance(value, int | float):
                     check_number(flags.get(name, name), value)
+                refuse_empty(flags.get(name, name), value)
             function(*args, **kwargs)
 
     parameter = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DebugOption)
@@ -115,6 +129,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), parameter]
     )
     return wrapped
+
+
+def refuse_empty(flag: str, value: object) -> None:
+    """Raise UserError for the path of `--flag ""`, which an unset variable leaves and Path takes for this folder."""
+    paths = value if isinstance(value, list) else [value]
+    words = sys.argv[1:]
+    empty = f"{flag}=" in words or (flag, "") in pairwise(words)
+    if empty and any(isinstance(path, Path) and path == Path() for path in paths):
+        raise UserError(f"{flag} is empty: name a file or folder")
 
 
 def _flag(parameter: inspect.Parameter) -> str:
@@ -134,7 +157,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _end(code: Exit, error: Exception) -> None:
+def _end_fault(error: Exception) -> NoReturn:
+    print_error(console, f"{_first_line(error)} (a fault of the program: --debug shows where)")
+    _end(Exit.FAULT, error)
+
+
+def _end(code: Exit, error: Exception) -> NoReturn:
     if debugging():
         traceback.print_exception(error, file=sys.stderr)
     raise typer.Exit(int(code)) from None

@@ -14,7 +14,7 @@ import typer
 from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.runtime.inputs import check_sampling, check_threads, read_prompt
 from adakv_model.runtime.manifest import read_manifest
-from adakv_model.terminal import make_console
+from adakv_model.terminal import make_console, working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = make_console()
@@ -47,13 +47,14 @@ def main(
         check_threads(threads)
     read_manifest(artifact)
     text = read_prompt(prompt)
-    import torch
+    with working("loading the runtime"):
+        import torch
 
-    from adakv_model.runtime.artifact import Artifact, set_threads
-    from adakv_model.runtime.generate import encode_prompt, generate, summary
+        from adakv_model.runtime.artifact import Artifact, set_threads
+        from adakv_model.runtime.generate import encode_prompt, generate, summary
 
-    opened = Artifact(artifact)
-    ids = encode_prompt(opened, text, system, chat)
+        opened = Artifact(artifact)
+        ids = encode_prompt(opened, text, system, chat)
     torch.set_num_threads(1)  # torch's own threads spin between operations, on the cores of the runtime's
     if threads is not None:
         set_threads(threads)

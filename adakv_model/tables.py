@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adakv_model.config import LlamaConfig
 from adakv_model.controller import ImportanceScorer
 from adakv_model.errors import UserError
 from adakv_model.features import FEATURE_SETS
-from adakv_model.permissions import permissions
 from adakv_model.plan import CachePlan
 from adakv_model.quantizer import ScaleMode, hadamard, n_bands
+from adakv_model.utf8_path import utf8_path
+from adakv_model.whole_file import write_whole
 
 SHIPPED = Path(__file__).parent / "calibrated"
 DEFAULT_CONTROLLER = "smollm2-135m-instruct"
@@ -81,17 +82,14 @@ class CalibrationTables:
         return rows if plan.banded else replace(rows, k_transform=hadamard_transforms(*rows.k_mean.shape))
 
     def save(self, path: Path) -> None:
-        """Write atomically."""
+        """Raises UserError where it cannot be written."""
         tensors = {name: getattr(self, name).contiguous().clone() for name in _PLAIN}
         for rows in self.rows:
             tensors |= {f"{rows.context}.{name}": getattr(rows, name).contiguous().clone() for name in _ROWS}
         for features in FEATURE_SETS:
             state = {**self.scorers[features].state_dict(), _QUANTILES: self.score_quantiles[features]}
             tensors |= {f"{features}.{name}": value.contiguous().clone() for name, value in state.items()}
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(tensors, temporary, metadata={"info": json.dumps(self.info, sort_keys=True)})
-        temporary.chmod(permissions())  # safetensors creates private files
-        temporary.replace(path)
+        write_whole(path, save(tensors, {"info": json.dumps(self.info, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: Path) -> CalibrationTables:
@@ -99,7 +97,7 @@ class CalibrationTables:
         if not path.is_file():
             raise UserError(f"no calibration tables at {path}: make them with adakv calibrate")
         try:
-            with safe_open(path, "pt") as f:
+            with utf8_path(path) as named, safe_open(named, "pt") as f:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
                 info = json.loads((f.metadata() or {}).get("info", "{}"))
             wrong = next((name for name, t in tensors.items() if not bool(t.isfinite().all())), None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
@@ -43,6 +46,17 @@ class Bars(Progress):
             super().stop()
         else:
             self.live.stop()
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A word on the terminal while something takes seconds, such as loading torch; nothing of it stays."""
+    console = make_console()
+    if not console.is_interactive:
+        yield
+        return
+    with console.status(Text(f"{text} ...", style="dim")):
+        yield
 
 
 def print_error(console: Console, error: object) -> None:
@@ -91,11 +105,26 @@ def print_wrapped(console: Console, text: str, *, label: str = "", indent: int =
         console.print(Text((start + line).rstrip(), style=style), soft_wrap=True)
 
 
-def use_utf8() -> None:
-    """Print and read UTF-8 whatever the locale: answers and prompts are. What cannot be written is replaced."""
+def prepare_streams() -> None:
+    """Print and read UTF-8 whatever the locale: answers and prompts are. What cannot be written is replaced.
+
+    A stream that was closed (`>&-`) leads nowhere; otherwise the next file to be opened would take its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def silence_output() -> None:
+    """Drop what standard output could not take: the interpreter would try again at its end, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _texts(column: Column) -> list[str]:

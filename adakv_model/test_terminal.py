@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -17,6 +20,19 @@ PATH = "/home/somebody/a-long-folder/another/site-packages/adakv_model/lib/libad
 def console_of(width: int) -> tuple[Console, io.StringIO]:
     printed = io.StringIO()
     return make_console(stderr=False, width=width, file=printed), printed
+
+
+def test_a_terminal_is_told_what_takes_seconds_and_a_pipe_is_not() -> None:
+    program = "import time; from adakv_model.terminal import working\nwith working('[red]'): time.sleep(0.1)"
+    words = [sys.executable, "-c", program]
+    assert subprocess.run(words, capture_output=True, check=True).stderr == b""
+    ours, theirs = os.openpty()
+    subprocess.run(words, stderr=theirs, env=os.environ | {"TERM": "xterm"}, check=True)
+    shown = os.read(ours, 4096).decode()
+    for handle in (ours, theirs):
+        os.close(handle)
+    assert "[red] ..." in shown
+    assert shown.rstrip().endswith("\x1b[2K"), "the line is erased"
 
 
 @pytest.mark.parametrize("width", [10, 40, 80, 200])

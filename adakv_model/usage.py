@@ -1,11 +1,15 @@
 """Help and usage errors of every command: options that leave room for what they mean, and errors in one line.
 
-typer has no setting for either, so two functions of `typer.rich_utils` are replaced (typer is pinned).
+typer and rich have no setting for these, so two functions of `typer.rich_utils`, typer's main and what a console does
+at the end of a pipe are replaced (both packages are pinned).
 """
 
 from __future__ import annotations
 
+import atexit
 import re
+import signal
+import sys
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,10 +17,12 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from typer import rich_utils
+from typer import core, rich_utils
 
-from adakv_model.terminal import make_console, print_error
+from adakv_model.errors import what_to_do
+from adakv_model.terminal import make_console, prepare_streams, print_error, silence_output
 
+_typer_main = core._main
 FLAGS_WIDTH = 26  # columns; longer flags take a line of their own
 
 
@@ -24,6 +30,39 @@ def install() -> None:
     """Every typer app of this process prints its help and its usage errors this way."""
     rich_utils.rich_format_error = print_usage_error  # type: ignore[assignment]
     rich_utils._print_options_panel = _print_options
+    core._main = run  # type: ignore[assignment]
+    Console.on_broken_pipe = _end_of_pipe  # type: ignore[assignment,method-assign]
+
+
+def run(command: Any, **options: Any) -> Any:
+    """typer's main. Output that cannot be written, help included, ends as `command_line.Exit` says."""
+    from adakv_model.command_line import Exit
+
+    prepare_streams()
+    try:
+        try:
+            return _typer_main(command, **options)
+        finally:
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what ends libraries would print a traceback
+            sys.stdout.flush()  # a full disk is noticed here, not when the interpreter ends
+    except OSError as error:
+        silence_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(Exit.PIPE)
+        if (reason := what_to_do(error)) is None:
+            raise
+        print_error(make_console(), reason)
+        sys.exit(Exit.USER)
+    except SystemExit:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer met a broken pipe
+            sys.exit(Exit.PIPE)
+        raise
+
+
+def _end_of_pipe(console: Console) -> None:
+    """rich would end with 1, which is the code of a fault."""
+    silence_output()
+    raise BrokenPipeError
 
 
 def print_usage_error(error: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from adakv_model.command_line import HELP_NAMES, command, completed
-from adakv_model.terminal import make_console, print_note
+from adakv_model.terminal import make_console, print_note, working
 from export import listing
 from export.folder import replacing, try_target
 from export.options import ExportOptions, flag
@@ -73,14 +73,16 @@ def export(options: ExportOptions, *, dry_run: bool, as_json: bool) -> None:
     if note := replacing(options.folder):
         print_note(make_console(), note)
     if dry_run:
-        from export import dry_run as dry
+        with working("planning"):
+            from export import dry_run as dry
 
-        planned = dry.plan(options)
+            planned = dry.plan(options)
         print(json.dumps(planned.to_json())) if as_json else dry.show(planned)
         return
     try_target(options.folder)
-    from export import summary
-    from export.run import export_model
+    with working("loading torch"):
+        from export import summary
+        from export.run import export_model
 
     manifest = export_model(options, command_line(sys.argv))
     summary.show(manifest, options)

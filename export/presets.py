@@ -90,12 +90,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     wanted = next(k for k in (get_args(kind) if isinstance(kind, UnionType) else (kind,)) if k is not type(None))
-    if wanted is Path and isinstance(value, str):
+    if wanted is Path and isinstance(value, str) and value:
         return Path(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not wanted:
-        words = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted, "a text in quotes")
+    if type(value) is not wanted or not str(value):
+        words = {Path: "a path", int: "a whole number", float: "a number", bool: "true or false"}.get(
+            wanted, "a text in quotes"
+        )
         raise UserError(f"{where} must be {words}, not {value!r}: correct it")
     return value
 

@@ -14,7 +14,8 @@ counted. Minima are shown; the JSON has medians too.
 
 from __future__ import annotations
 
-import json
+import needs_packages  # noqa: F401
+
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from rich.console import Console
 from adakv_model.command_line import HELP_NAMES, command
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
+from adakv_model.whole_file import PICTURES, check_file, write_json
 from kernel_speed import arm as arm_cores
 from kernel_speed import show
 from kernel_speed.arm import CPUS
@@ -74,6 +76,8 @@ def main(
     build_dir: Annotated[Path, typer.Option(help="Where the programs are compiled.")] = ROOT / "build",
 ) -> None:
     """Measure, then show and write what was measured."""
+    check_file(json_path, "--json")
+    check_file(plot, "--plot", PICTURES)
     console = wide_console()
     widths, counts = parse_bits(bits), number_list("--threads", threads, int, 1)
     if arm:
@@ -98,7 +102,7 @@ def main(
         facts = {"cpu": cpu_name(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "rounds": rounds}
         rows = {"timings": [asdict(t) for t in found], "verdicts": [v.to_json() for v in verdicts]}
         document = facts | {"rooflines": [asdict(line) for line in lines.values()]} | rows
-        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, document)
     if page_path is not None:
         replace_section(page_path, "bench_kernels", show.page(verdicts, found, lines, cpu_name()))
     if plot is not None:
@@ -118,7 +122,7 @@ def estimate_arm(
     name = Path(arm_cores.Tools.find().mca).name
     console.print(arm_cores.table(found, cpus, name))
     if json_path is not None:
-        json_path.write_text(json.dumps(arm_cores.to_json(found, name), indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, arm_cores.to_json(found, name))
     if page_path is not None:
         replace_section(page_path, "bench_kernels_arm", arm_cores.page(found, cpus, name))
 

@@ -16,6 +16,8 @@ same tokens for everybody; a loss above the reference's by more than --nll-toler
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,13 @@ from typing import Annotated
 
 import typer
 
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
-from adakv_model.terminal import make_console, print_note, table_console
+from adakv_model.terminal import make_console, table_console
+from adakv_model.whole_file import PICTURES, check_file
 from peers import show
 from peers.children import SCRIPTS
 from peers.store import Store
@@ -82,6 +85,8 @@ def main(
         return
     if json_path is None:
         raise UserError("name a results file with --json")
+    check_file(json_path, "--json")
+    check_file(plot, "--plot", PICTURES)
     from peers.bench import Bench, Settings
 
     settings = Settings(
@@ -102,11 +107,8 @@ def main(
         raise UserError(f"--contexts must be at least twice --steps, {2 * steps}")
     bench = Bench(settings, console)
     store = Store(json_path, bench.identity(), resume)
-    try:
+    with if_interrupted(lambda: f"{len(store.cells)} cells are kept in {json_path}, and --resume does the rest"):
         rows = bench.run(store)
-    except KeyboardInterrupt:
-        print_note(console, f"go on with --resume: {json_path} has {len(store.cells)} cells")
-        raise
     table_console(show.WIDTH).print(show.table(rows))
     for note in bench.notes:
         console.print(note, style="dim")

@@ -11,6 +11,8 @@ resumable: every finished window is kept under --work-dir. Formulas: docs/traini
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
+from adakv_model.terminal import working
 from training import cli
 from training.settings import checked_settings, has_second_sample
 
@@ -30,6 +33,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     out: Annotated[Path, typer.Option(help="Calibration tables to write (.safetensors).")],
@@ -45,16 +49,20 @@ def main(
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object instead.")] = False,
 ) -> None:
-    """Measure a checkpoint's calibration tables on a text."""
+    """Measure a checkpoint's calibration tables on a text.
+
+    For example: adakv calibrate --checkpoint path/to/hf-folder --text train.txt --out mine.safetensors
+    """
     cli.check_output(out)
     settings = checked_settings(context, window, chunk, departure, seed)
-    from adakv_model.checkpoints.load import load_checkpoint
-    from adakv_model.corpus import cut_windows, read_tokens
-    from adakv_model.tables import CalibrationTables, reading_gains
-    from training.calibration import donor, far_damage, row_tables, sensitivity_report
-    from training.collect import collect, mean_rows
-    from training.frequency import log_frequencies
-    from training.measure import PROBE_BITS, Probe, measure
+    with working("loading torch"):
+        from adakv_model.checkpoints.load import load_checkpoint
+        from adakv_model.corpus import cut_windows, read_tokens
+        from adakv_model.tables import CalibrationTables, reading_gains
+        from training.calibration import donor, far_damage, row_tables, sensitivity_report
+        from training.collect import collect, mean_rows
+        from training.frequency import log_frequencies
+        from training.measure import PROBE_BITS, Probe, measure
 
     cli.set_threads(threads)
     loaded = load_checkpoint(model, path=checkpoint)

@@ -10,7 +10,8 @@ out: a table on the terminal and --json with every sample; exit code 3 if the ra
 
 from __future__ import annotations
 
-import json
+import needs_packages  # noqa: F401
+
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from adakv_model.command_line import HELP_NAMES, Exit, command
 from adakv_model.errors import UserError
+from adakv_model.whole_file import check_file, write_json
 from pages import wide_console
 from peers.children import run_child
 from peers.measure import cpu_name
@@ -72,6 +74,7 @@ def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="Results, with every sample.")] = None,
 ) -> None:
     """Measure both in turn, then compare their fastest steps."""
+    check_file(json_path, "--json")
     from adakv_model.runtime.artifact import Artifact
 
     artifacts = [Artifact(small), Artifact(large)]
@@ -91,9 +94,7 @@ def main(
     if json_path is not None:
         facts = {"cpu": cpu_name(), "created": datetime.now(UTC).isoformat(timespec="seconds"), "threads": threads}
         cells = [{"capacity": a.plan.context, "ms": ms} for a, ms in zip(artifacts, samples, strict=True)]
-        json_path.write_text(
-            json.dumps(facts | {"fill": fill, "ratio": ratio, "cells": cells}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(json_path, facts | {"fill": fill, "ratio": ratio, "cells": cells})
     if ratio > limit:
         raise typer.Exit(Exit.CHECK)
 

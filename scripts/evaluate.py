@@ -13,6 +13,8 @@ policy and kept under --work-dir: an interrupted run continues, and all comparis
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +22,15 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_BITS_SHOWN, DEFAULT_CONTEXT, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.simulation.names import BUDGETED, NAMES
-from adakv_model.terminal import make_console, print_note
+from adakv_model.terminal import make_console, print_note, working
+from adakv_model.whole_file import check_file
 from evaluation import results
 from evaluation.data import MIN_TOKENS, TASKS, check_task
+from evaluation.results import with_error
 from training import cli
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +39,7 @@ console = make_console()
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     task: Annotated[str, typer.Option(help=f"{', '.join(TASKS)}.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
@@ -84,15 +89,27 @@ def main(
     memory: Annotated[float, typer.Option(min=0.1, help="GiB for K and V of the windows scored at once.")] = 2.0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: the library decides.")] = 0,
 ) -> None:
-    """Score a task under a cache policy and compare it with fp16 and static caches on the same items."""
+    """Score a task under a cache policy and compare it with fp16 and static caches on the same items.
+
+    For example:
+
+      adakv evaluate --task wikitext2 --policy adaptive --kv-bits 3.25 --data-dir DATA --json out.json
+
+      adakv evaluate --task hellaswag --against naive-4 --limit 100
+
+      adakv evaluate --task wikitext2 --artifact artifacts/check (exported with --logits all)
+    """
     if reference_artifact is not None and artifact is None:
         raise UserError("--reference-artifact is what --artifact is compared with: pass both")
     check_task(task)
-    from adakv_model.runtime import artifact as artifacts
-    from evaluation.bench import open_bench
-    from evaluation.policies import REFERENCE, PolicySpec, check_policies, parse_policy
-    from evaluation.runner import Evaluator, Task, compare, evaluate_policy, header
-    from evaluation.scorers import open_artifact
+    check_file(json_file, "--json")
+    check_file(results_file, "--results", folders=True)
+    with working("loading torch"):
+        from adakv_model.runtime import artifact as artifacts
+        from evaluation.bench import open_bench
+        from evaluation.policies import REFERENCE, PolicySpec, check_policies, parse_policy
+        from evaluation.runner import Evaluator, Task, compare, evaluate_policy, header
+        from evaluation.scorers import open_artifact
 
     cli.set_threads(threads)
     spec = PolicySpec(policy, kv_bits, context, window, window_bits, departure)
@@ -132,22 +149,24 @@ def report(result: dict[str, Any]) -> None:
     """The result as a table on stderr."""
     table = Table(show_header=False)
     title = f"{result['task']} · {result['policy']}" + (f" at {result['kv_bits']:g}" if result["kv_bits"] else "")
-    console.print(f"\n{title}, {result['n']} clusters, {result['tokens']:,} tokens")
+    clusters = "1 cluster, which leaves no standard errors" if result["n"] == 1 else f"{result['n']} clusters"
+    console.print(f"\n{title}, {clusters}, {result['tokens']:,} tokens")
     table.add_row("total bits per value", f"{result['total_bits']:.3f}")
-    table.add_row("loss, perplexity", f"{result['loss']:.4f} ± {result['loss_se']:.4f}, {result['ppl']:.3f}")
+    table.add_row("loss, perplexity", f"{with_error(result['loss'], result['loss_se'], 4)}, {result['ppl']:.3f}")
     for suffix, name in (("", "fp16"), ("_static", "static at equal bits")):
         if f"loss_diff{suffix}" in result:
-            row = f"{result['loss_diff' + suffix]:+.5f} ± {result['loss_diff' + suffix + '_se']:.5f}"
+            row = with_error(result["loss_diff" + suffix], result[f"loss_diff{suffix}_se"], sign="+")
             table.add_row(f"loss minus {name}", row)
     for key, name in (("acc", "accuracy"), ("acc_norm", "accuracy, normalized")):
         if key in result:
-            table.add_row(name, f"{100 * result[key]:.2f} ± {100 * result[key + '_se']:.2f} %")
-            row = f"{100 * result[key + '_diff']:+.2f} ± {100 * result[key + '_diff_se']:.2f} points"
+            table.add_row(name, f"{with_error(100 * result[key], 100 * result[key + '_se'], 2)} %")
+            row = with_error(100 * result[key + "_diff"], 100 * result[key + "_diff_se"], 2, sign="+") + " points"
             table.add_row(f"{name}, minus fp16", row)
     if "same_choice" in result:
         table.add_row("same choice as fp16", f"{100 * result['same_choice']:.2f} %")
     for name, other in result.get("against", {}).items():
-        row = f"{other['loss_diff']:+.5f} ± {other['loss_diff_se']:.5f} (at {other['total_bits']:.3f} bits)"
+        difference = with_error(other["loss_diff"], other["loss_diff_se"], sign="+")
+        row = f"{difference} (at {other['total_bits']:.3f} bits)"
         table.add_row(f"loss minus {name}", row)
     console.print(table)
 

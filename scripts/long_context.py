@@ -12,6 +12,8 @@ policy finds too. Resumable like scripts/evaluate.py.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,17 +23,19 @@ import typer
 from rich.table import Table
 
 from adakv_model.cache_options import DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.text import codec_for
 from adakv_model.simulation.names import BUDGETED, NAMES
+from adakv_model.whole_file import check_file
 from evaluation import needles, perplexity, position_plot, positions, results
 from evaluation.bench import Bench, console, open_bench
 from evaluation.choices import score_items
 from evaluation.data import load_text
 from evaluation.policies import REFERENCE, PolicySpec
+from evaluation.results import with_error
 from evaluation.store import ItemStore
 from training import cli
 
@@ -44,6 +48,7 @@ DEPTHS = "0.1,0.3,0.5,0.7,0.9"
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png and .json are written.")],
     policy: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}.")] = "adaptive",
@@ -72,8 +77,7 @@ def main(
 ) -> None:
     """Compare a policy with fp16 on long texts."""
     cli.set_threads(threads)
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {out.parent} does not exist: make it first")
+    check_file(out.with_suffix(".json"), "--out")
     wanted = [kind for kind in kinds.split(",") if kind]
     sizes = number_list("--lengths", lengths, int, 1) if wanted else []
     places = number_list("--depths", depths, float)
@@ -167,7 +171,7 @@ def report(by_position: list[dict[str, Any]], found: list[dict[str, Any]]) -> No
     if by_position:
         table = Table("positions", "perplexity", "fp16", "loss - fp16")
         for row in by_position:
-            error = f"{row['loss_diff']:+.4f} ± {row['loss_diff_se']:.4f}"
+            error = with_error(row["loss_diff"], row["loss_diff_se"], 4, sign="+")
             table.add_row(f"{row['begin']}-{row['end']}", f"{row['ppl']:.2f}", f"{row['ppl_fp16']:.2f}", error)
         console.print(table)
     overall = [row for row in found if row["depth"] is None]

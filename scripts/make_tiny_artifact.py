@@ -7,6 +7,9 @@ Input: none. Output: an artifact folder like export.py's, without a tokenizer.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # tests import it as scripts.make_tiny_artifact
+    import needs_packages  # noqa: F401
+
 import json
 import sys
 import tempfile

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from adakv_model.errors import UserError
 from adakv_model.terminal import table_console
+from adakv_model.whole_file import write_whole
 
 WIDTH = 150  # of a table that goes to a file
 
@@ -29,7 +30,7 @@ def replace_section(page: Path, name: str, text: str) -> None:
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
         raise UserError(f"{page} has no section {name}: add the lines `{begin}` and `{end}`")
-    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    write_whole(page, f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

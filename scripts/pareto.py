@@ -11,17 +11,20 @@ out: OUT.png, OUT.md (tables) and OUT.json, with paired standard errors
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from adakv_model.cache_options import DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.simulation.names import BUDGETED
+from adakv_model.whole_file import check_file, write_whole
 from evaluation import frontier, results
 from evaluation.bench import console, open_bench
 from evaluation.data import MIN_TOKENS, TEXT_TASK
@@ -38,6 +41,7 @@ POLICIES = "adaptive,tables,static-2,static-3,static-4,static-8,random,recency,n
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_ITEMS)
 def main(
     out: Annotated[Path, typer.Option(help="Path without suffix; .png, .md and .json are written.")],
     results_file: Annotated[Path, typer.Option("--results", help="Lines written by evaluate.py.")] = results.DEFAULT,
@@ -64,8 +68,7 @@ def main(
 ) -> None:
     """Draw and tabulate the frontier from the results file."""
     cli.set_threads(threads)
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {out.parent} does not exist: make it first")
+    check_file(out.with_suffix(".json"), "--out")
     lengths = number_list("--contexts", contexts, int, 1)
     if run:
         bench = open_bench(model, checkpoint, tables, work_dir)
@@ -80,7 +83,7 @@ def main(
     if not chosen:
         raise UserError(f"{results_file} has no result of {task} at these contexts: pass --run")
     frontier.plot(chosen, out.with_suffix(".png"), f"{chosen[0].row['model']}, {task}", max_bits)
-    results.write_text(out.with_suffix(".md"), frontier.markdown(chosen))
+    write_whole(out.with_suffix(".md"), frontier.markdown(chosen))
     results.write_json(
         out.with_suffix(".json"), {"command": cli.command_line("scripts/pareto.py"), "points": frontier.table(chosen)}
     )

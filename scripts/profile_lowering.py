@@ -7,6 +7,8 @@ lean:      what export.py does: to_edge once, then the lean pass list
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import dataclasses
 import json
 import time

@@ -15,6 +15,8 @@ the same run.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import json
 import os
 import random
@@ -33,6 +35,7 @@ from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.text_file import read_text
+from adakv_model.whole_file import check_file, write_json
 from kernel_speed.program import ROOT, build, run_benchmark
 from kernel_speed.summary import rooflines
 from pages import replace_section, wide_console
@@ -157,6 +160,7 @@ def main(
     build_dir: Annotated[Path, typer.Option(help="Where the bandwidth's program is compiled.")] = ROOT / "build",
 ) -> None:
     """Profile, then show and write what was found."""
+    check_file(json_path, "--json")
     from adakv_model.runtime.artifact import Artifact
 
     opened = Artifact(artifact)
@@ -182,7 +186,7 @@ def main(
     if json_path is not None:
         facts = {"command": command, "cpu": cpu, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         document = facts | {"artifact": opened.manifest["command"], "profiles": [p.to_json() for p in profiles]}
-        json_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_json(json_path, document)
     if page_path is not None:
         cache = opened.manifest["kv_cache"]
         name = (

@@ -11,6 +11,8 @@ given, and hands everything else to lm-eval. Tasks named `adakv_*` read local fi
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import logging
 import os
 import sys

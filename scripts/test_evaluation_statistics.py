@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.measurement import Measurement, against_static, differences, metrics
+from evaluation.results import with_error
 from evaluation.statistics import at_equal_bits, clustered_mean, mean, wilson
 
 
@@ -25,6 +26,12 @@ def test_standard_error_of_clusters_by_hand() -> None:
     estimate = clustered_mean(np.array([1.0, 5.0, 6.0]), np.array([1.0, 2.0, 3.0]))
     assert estimate.value == pytest.approx(2.0)
     assert estimate.se == pytest.approx(math.sqrt(3.0) / 6)
+
+
+@pytest.mark.parametrize("se", [None, math.nan, clustered_mean(np.array([3.0]), np.array([2.0])).se])
+def test_what_has_no_standard_error_is_shown_without(se: float | None) -> None:
+    assert with_error(1.5, se, 2) == "1.50"
+    assert with_error(1.5, 0.25, 2, sign="+") == "+1.50 ± 0.25"
 
 
 def test_standard_error_of_equal_clusters_is_that_of_the_mean() -> None:

@@ -10,6 +10,8 @@ With calibrate.py's text, tokens and settings its finished windows are reused, a
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +20,12 @@ from typing import Annotated
 import typer
 
 from adakv_model.cache_options import DEFAULT_CHUNK, DEFAULT_WINDOW
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.digest import default_cache_dir
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
+from adakv_model.terminal import working
 from training import cli
 from training.settings import checked_settings, has_second_sample
 
@@ -34,6 +37,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     text_file: Annotated[Path, typer.Option("--text", help="UTF-8 text, .gz allowed.")],
     tables: Annotated[Path, typer.Option(help="Calibration tables of this checkpoint.")],
@@ -53,17 +57,21 @@ def main(
     work_dir: Annotated[Path | None, typer.Option(help="Resumable work; default ~/.cache/adakv/training.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as one JSON object instead.")] = False,
 ) -> None:
-    """Fit the controller on the model's own loss and report it on held-out windows."""
+    """Fit the controller on the model's own loss and report it on held-out windows.
+
+    For example: adakv train --checkpoint path/to/hf-folder --text train.txt --tables mine.safetensors
+    """
     out = out or tables
     cli.check_output(out)
     settings = checked_settings(context, window, chunk, departure, seed)
     bits = tuple(number_list("--budgets", budgets, float, 0))
-    from adakv_model.checkpoints.load import load_checkpoint
-    from adakv_model.corpus import cut_windows, read_tokens
-    from adakv_model.tables import CalibrationTables
-    from training.collect import collect, mean_rows
-    from training.controller_fit import one_thread, show, train, tune
-    from training.on_policy import OnPolicy
+    with working("loading torch"):
+        from adakv_model.checkpoints.load import load_checkpoint
+        from adakv_model.corpus import cut_windows, read_tokens
+        from adakv_model.tables import CalibrationTables
+        from training.collect import collect, mean_rows
+        from training.controller_fit import one_thread, show, train, tune
+        from training.on_policy import OnPolicy
 
     cli.set_threads(threads)
     calibrated = CalibrationTables.load(tables)

@@ -16,6 +16,8 @@ continues at the window it was in.
 
 from __future__ import annotations
 
+import needs_packages  # noqa: F401
+
 import functools
 import json
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from adakv_model.checkpoints.load import Checkpoint, load_checkpoint
-from adakv_model.command_line import HELP_NAMES, command
+from adakv_model.command_line import HELP_NAMES, command, if_interrupted
 from adakv_model.config import DEFAULT_MODEL
 from adakv_model.corpus import cut_windows, read_tokens
 from adakv_model.digest import default_cache_dir
@@ -40,6 +42,7 @@ from adakv_model.model import Llama, build_model
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact, set_threads
 from adakv_model.terminal import make_console
+from adakv_model.whole_file import append_line
 from device_tests.coreml.weights import load_package_weights
 from export.options import RECIPES, default_embedding
 from export.weights import quantize_weights, stored_bits
@@ -57,6 +60,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings=HELP_NAMES)
 @command
+@if_interrupted(lambda: cli.KEPT_WINDOWS)
 def main(
     data_dir: Annotated[Path | None, typer.Option(help=f"Folder of {TEXT}.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to score, in whole windows spread over the text.", min=2)] = 4096,
@@ -260,9 +264,7 @@ class Scorer:
             **about,
             **self.identity,
         }
-        self.results.parent.mkdir(parents=True, exist_ok=True)
-        with self.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.results, json.dumps(row), "pass another --results")
         return row
 
     def _known(self, key: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from adakv.doctor.checks import CHECKS
 from adakv.doctor.finding import Check, Finding, Machine, Severity, fatal
 from adakv_model.command_line import HELP_NAMES, Exit, command, completed
 from adakv_model.errors import UserError
-from adakv_model.terminal import make_console, print_wrapped
+from adakv_model.terminal import make_console, print_wrapped, working
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,35 +40,39 @@ def main(
     if unknown := [name for name in only or () if name not in NAMES]:
         raise UserError(f"unknown --only {unknown[0]!r}: one of {', '.join(NAMES)}")
     checks = [check for check in CHECKS if not only or check.name in only]
-    findings = examine(checks, Machine())
+    found = examine(checks, Machine())
     blind = {check.name: check.blind for check in checks if check.blind}
     if as_json:
+        findings = list(found)
         print(json.dumps({"findings": [f.to_json() for f in findings], "cannot_check": blind}))
     else:
-        show(findings, blind)
+        findings = show(found, blind)
     if any(finding.severity is Severity.FATAL for finding in findings):
         raise typer.Exit(Exit.CHECK)
 
 
-def examine(checks: list[Check], machine: Machine) -> list[Finding]:
-    """What the checks find; one that fails itself is a finding too."""
-    found: list[Finding] = []
+def examine(checks: list[Check], machine: Machine) -> Iterator[Finding]:
+    """What the checks find, as they find it; one that fails itself is a finding too."""
     for check in checks:
+        found: list[Finding] = []
         try:
-            found += check.look(machine)
+            with working(f"checking {check.name}"):
+                found += check.look(machine)
         except Exception as error:
             remedy = "report it with the output of adakv doctor --debug"
             found.append(fatal(check.name, f"the check itself failed: {type(error).__name__}: {error}", remedy))
-    return found
+        yield from found
 
 
-def show(findings: list[Finding], blind: dict[str, str]) -> None:
-    """Tables on standard output."""
-    console = make_console(stderr=False)
-    for finding in findings:
+def show(found: Iterable[Finding], blind: dict[str, str]) -> list[Finding]:
+    """Each finding on standard output as it comes, then a summary; all of them."""
+    console, findings = make_console(stderr=False), []
+    for finding in found:
+        findings.append(finding)
         label = f"{finding.severity:<8}{finding.subject}"
         text = finding.text + (f"\n-> {finding.remedy}" if finding.remedy else "")
         print_wrapped(console, text, label=label, indent=INDENT, style=COLOURS.get(finding.severity, "green"))
     counts = {severity: sum(f.severity is severity for f in findings) for severity in Severity}
     console.print(", ".join(f"{count} {severity}" for severity, count in counts.items() if count))
     print_wrapped(console, "not checked: " + "; ".join(blind.values()), indent=2, style="dim")
+    return findings

@@ -1,6 +1,7 @@
 """Reads a Hugging Face checkpoint folder: config.json, safetensors (also sharded), tokenizer, template."""
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from adakv_model.checkpoints.weights import Checkpoint, StoredTensor, read_weigh
 from adakv_model.config import LlamaConfig
 from adakv_model.digest import sha256_of
 from adakv_model.errors import UserError
+from adakv_model.utf8_path import utf8_path
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -117,7 +119,8 @@ def _shards(folder: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        file = safe_open(path, framework="pt")
+        with utf8_path(path) as named:
+            file = safe_open(named, framework="pt")
         stored = {}
         for key in file.keys():  # noqa: SIM118 - safe_open has keys() but is not iterable
             view = file.get_slice(key)
@@ -139,7 +142,7 @@ def _stored(file: Any, key: str, shape: tuple[int, ...]) -> StoredTensor:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """transformers 5 writes chat_template.jinja; 4 wrote a string or named templates into the config."""
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if os.path.lexists(jinja):
         try:
             return jinja.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -240,6 +240,18 @@ def test_tokenizer_and_chat_template_are_read(folder: Path, name: str, content: 
     assert (loaded.chat_template, loaded.tokenizer) == ("T", tokenizer)
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+)
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_is_not_taken_for_none(folder: Path, name: str, kind: str) -> None:
+    """A link that leads nowhere is what a hub's cache keeps of a blob that was removed."""
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir() if kind == "folder" else (folder / name).symlink_to("gone")
+    with pytest.raises(UserError, match=rf"^cannot read .*{name} \((Is a directory|No such file or directory)\)"):
+        load_checkpoint(path=folder)
+
+
 def test_paths_that_are_no_checkpoint(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_checkpoint(path=tmp_path / "nowhere")

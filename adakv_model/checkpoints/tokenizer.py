@@ -7,6 +7,7 @@ artifact's tokenizer.json alone gives the same ids.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[bytes | Non
     file is malformed.
     """
     path = folder / "tokenizer.json"
-    if path.is_file():
+    if os.path.lexists(path):  # a link that leads nowhere, or a folder, is a fault of the checkpoint
         read_object(path)
         content = path.read_bytes()
         return complete(content, config), special_tokens(config, content)
@@ -101,7 +102,7 @@ def open_tokenizer(tokenizer_json: bytes) -> Tokenizer:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; {} if it does not exist. Raises UserError for anything else."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
         value = json.loads(path.read_bytes())

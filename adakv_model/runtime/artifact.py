@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from adakv_model.runtime.inputs import check_threads, check_tokens
 from adakv_model.runtime.log import RuntimeLog, why
 from adakv_model.runtime.manifest import TEMPLATE, TOKENIZER, all_logits, damaged, read_manifest, require_all_logits
 from adakv_model.runtime.text import TextCodec
+from adakv_model.utf8_path import utf8_path
 
 STATE_PREFIX = "cache."
 
@@ -128,8 +130,8 @@ class HostModel:
             import executorch.kernels.quantized  # noqa: F401  (registers the quantized embedding kernels)
             from executorch.extension.pybindings import _C
         try:
-            with self._log.captured():
-                self._program = _C._load_program(str(artifact.program))
+            with self._log.captured(), utf8_path(artifact.program) as named:
+                self._program = _C._load_program(os.fsencode(named).decode())  # whatever the locale made of it
                 self._method = self._program.load_method("forward")
         except RuntimeError as e:
             raise UserError(f"ExecuTorch cannot load {artifact.program} ({why(self._log, e)}): export again") from e

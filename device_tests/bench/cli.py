@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from adakv_model.command_line import HELP_NAMES, Exit, command
-from adakv_model.terminal import make_console, print_error
+from adakv_model.terminal import make_console, print_error, working
 from device_tests.devices.registry import TRANSPORTS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,9 +61,13 @@ def main(
         Path | None, typer.Option("--dashboard", help="Also the schema of ExecuTorch's benchmark dashboard.")
     ] = None,
 ) -> None:
-    """Time artifacts on devices."""
-    from device_tests.bench.command import Request, execute  # torch: seconds that --help need not take
-    from device_tests.bench.cooling import Cooling
+    """Time artifacts on devices.
+
+    For example: adakv bench --device host --artifact artifacts/mine --artifact artifacts/fp16 --json out.jsonl
+    """
+    with working("loading torch"):  # seconds that --help need not take
+        from device_tests.bench.command import Request, execute
+        from device_tests.bench.cooling import Cooling
 
     request = Request(
         devices=device,

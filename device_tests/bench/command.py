@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from adakv_model.command_line import if_interrupted
 from adakv_model.errors import UserError
 from adakv_model.numbers import number_list
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.terminal import make_console, print_note
+from adakv_model.whole_file import PICTURES, check_file
 from device_tests.bench import dashboard, trace
 from device_tests.bench.comparing import MIN_PAIRS
 from device_tests.bench.cooling import Cooling
@@ -61,6 +63,9 @@ class Request:
 
 def execute(request: Request) -> list[str]:
     """Measures and shows; what went wrong on the way. Raises UserError for what can be mended before anything runs."""
+    check_file(request.plot, "--plot", PICTURES)
+    check_file(request.trace, "--trace")
+    check_file(request.dashboard, "--dashboard")
     names = artifact_names(request.artifacts)
     opened = {name: Artifact(folder) for folder, name in names.items()}
     lengths = {"pp": request.pp, "tg": request.tg, "depth": request.depth}
@@ -83,8 +88,13 @@ def execute(request: Request) -> list[str]:
         devices += find(selector)
     options = Options(chosen, request.reps, threads, request.cpu_mask, request.delay, request.cooling, request.timeout)
     results = ResultsFile(request.results, header(opened, fed, options, **lengths), request.resume)
+
+    def kept() -> str:
+        return f"{len(results.of(SAMPLE))} runs are kept in {results.path}, and --resume does the rest"
+
     try:
-        problems = run_all(devices, opened, fed, options, results)
+        with if_interrupted(kept):
+            problems = run_all(devices, opened, fed, options, results)
     finally:
         results.close()
     verdict = True

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from device_tests.bench.rows import Row, write_json
+from adakv_model.whole_file import write_json
+from device_tests.bench.rows import Row
 from device_tests.bench.summary import Group, groups
 
 APPS = {"adb": "ANDROID_APP", "ios": "IOS_APP"}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from adakv_model.errors import UserError
+from adakv_model.whole_file import write_picture
 from device_tests.bench.summary import Group, groups
 from device_tests.bench.table import device_title
 
@@ -35,7 +36,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         _memory(line[2], _deepest(own))
         _tiers(line[3], _deepest(own))
         line[0].set_title(device_title(own[0]), fontsize="medium", loc="left")
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure, 110)
     plt.close(figure)
 
 

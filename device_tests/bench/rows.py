@@ -104,14 +104,6 @@ def _lines(data: bytes) -> Iterator[tuple[Row, int]]:
         yield row, end
 
 
-def write_json(path: Path, content: object) -> None:
-    """Another form of the results, as one JSON file. Raises UserError."""
-    try:
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from error
-
-
 class ResultsFile:
     """Rows of one run, also from several threads."""
 
@@ -141,7 +133,7 @@ class ResultsFile:
     def append(self, row: Row) -> None:
         """Raises UserError where the disk is full; the file then ends with the row before."""
         validate(row)
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
         with self._lock:
             start = os.lseek(self._descriptor, 0, os.SEEK_END)
             try:
@@ -151,6 +143,8 @@ class ResultsFile:
                 os.fsync(self._descriptor)
             except OSError as error:
                 os.ftruncate(self._descriptor, start)
+                if not start:
+                    self.path.unlink(missing_ok=True)
                 raise UserError(f"cannot write {self.path} ({error.strerror}): make room, then --resume") from error
             self.rows.append(row)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from device_tests.bench.rows import Row, write_json
+from adakv_model.whole_file import write_json
+from device_tests.bench.rows import Row
 
 PHASES, STEPS = 1, 2  # thread numbers of the trace's two tracks
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from device_tests.coreml.evaluator import Precision
+from device_tests.coreml.evaluator.precision import Precision
 from export.coreml.inputs import CACHE, NEW, SCALES, SINK, WINDOW, InputLayout
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from adakv_model.errors import UserError
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.inputs import check_tokens
-from device_tests.coreml.evaluator import Package, Precision
+from device_tests.coreml.evaluator.package import Package
+from device_tests.coreml.evaluator.precision import Precision
 from device_tests.coreml.host import HostCache
 from export.coreml.control import Status
 from export.coreml.convert import DECODE, PREFILL

@@ -28,7 +28,7 @@ from adakv_model.kv_cache import FloatCache, MixedPrecisionCache
 from adakv_model.model import build_model
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.artifact import Artifact
-from device_tests.coreml.evaluator import Precision
+from device_tests.coreml.evaluator.precision import Precision
 from device_tests.coreml.run import CoreMLModel
 from device_tests.coreml.small import TABLES, few_layers
 from device_tests.coreml.twin import package_codes, reference_codes, tiers_of, twin

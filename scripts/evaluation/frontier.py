@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adakv_model.whole_file import write_picture
+from evaluation.results import with_error
+
 #: Families in drawing order: label, colour, marker, whether their points form a curve.
 STYLES = {
     "adaptive": ("adaptive (learned)", "#c1272d", "o", True),
@@ -76,10 +79,11 @@ def markdown(chosen: Sequence[Point]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for p in here:
-            static = _with_error(p.row.get("loss_diff_static"), p.row.get("loss_diff_static_se"))
+            difference = p.row.get("loss_diff_static")
+            static = "" if difference is None else _difference(difference, p.row.get("loss_diff_static_se"))
             lines.append(
                 f"| {p.title} | {p.bits:.2f} | {p.row['ppl']:.2f} | {100 * math.expm1(p.loss_diff):+.2f} % |"
-                f" {_with_error(p.loss_diff, p.se)} | {static} |"
+                f" {_difference(p.loss_diff, p.se)} | {static} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -131,7 +135,7 @@ def plot(chosen: Sequence[Point], path: Path, title: str, max_bits: float) -> No
     figure.suptitle(title, fontsize=11)
     rows = -(-len(order) // 5)
     figure.tight_layout(rect=(0, 0.03 + 0.05 * rows, 1, 1))
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure, 150)
     plt.close(figure)
 
 
@@ -149,7 +153,5 @@ def _draw(axis: Any, mine: Sequence[Point], label: str, colour: str, marker: str
     )  # fmt: skip
 
 
-def _with_error(value: float | None, se: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:+.4f}" if se is None or math.isnan(se) else f"{value:+.4f} ± {se:.4f}"
+def _difference(value: float, se: float | None) -> str:
+    return with_error(value, se, 4, sign="+")

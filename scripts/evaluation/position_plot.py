@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adakv_model.whole_file import write_picture
+
 RED, GREY = "#c1272d", "#8c8c8c"
 TITLES = {"passkey": "passkey in text", "key-value": "one fact among many"}
 
@@ -32,7 +34,7 @@ def plot(positions: Sequence[dict[str, Any]], retrieval: Sequence[dict[str, Any]
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure, 150)
     plt.close(figure)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adakv_model import whole_file
 from adakv_model.errors import UserError
+from adakv_model.whole_file import append_line
 
 DEFAULT = Path("results") / "results.jsonl"
 #: Two lines with the same values of these are the same point; the later one counts.
@@ -25,15 +26,15 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def with_error(value: float, se: float | None, digits: int = 5, *, sign: str = "") -> str:
+    """`value ± se`; the value alone where fewer than two clusters leave no standard error. sign: "+" shows plus."""
+    shown = f"{value:{sign}.{digits}f}"
+    return shown if se is None or math.isnan(se) else f"{shown} ± {se:.{digits}f}"
+
+
 def append(path: Path, result: Mapping[str, Any]) -> None:
     """Add one line. Raises UserError if the file cannot be written."""
-    line = json.dumps(finite(result), sort_keys=True) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): pass another --results") from error
+    append_line(path, json.dumps(finite(result), sort_keys=True), "pass another --results")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -58,15 +59,5 @@ def _newest(rows: Iterable[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write atomically. Raises UserError."""
-    write_text(path, json.dumps(finite(content), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+    """Raises UserError."""
+    whole_file.write_json(path, finite(content))

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from adakv_model.whole_file import write_picture
 from kernel_speed.summary import COPY_GOAL, CYCLES_GOAL, Roofline, RowVerdict, Timing
 from pages import markdown_table
 
@@ -148,5 +149,5 @@ def plot(verdicts: list[RowVerdict], lines: dict[int, Roofline], path: Path, tit
     axes[1][-1].legend(fontsize="x-small")
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    write_picture(path, figure, 130)
     plt.close(figure)

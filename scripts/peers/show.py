@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from adakv_model.whole_file import write_picture
 
 WRONG = "WRONG LOSS"
 WIDTH = 170  # of a table that goes to a file
@@ -33,7 +36,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             "" if row["kv_bytes"] is None else f"{row['kv_bytes'] / 2**20:.2f}",
             f"{row['file_bytes'] / 1e6:.1f}",
             "" if row["nll"] is None else f"{row['nll']:.4f}",
-            f"[red]{WRONG}[/red]" if row["wrong"] else "",
+            Text(WRONG if row["wrong"] else "", style="red"),
             style="dim" if row["wrong"] else None,
         )
     return shown
@@ -79,5 +82,5 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes[0][-1].legend(fontsize="x-small")
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    write_picture(path, figure, 130)
     plt.close(figure)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from adakv_model.errors import UserError
+from adakv_model.whole_file import write_json
 
 KEY = ("system", "cache", "batch", "flawed", "context", "threads", "round")
 
@@ -49,9 +49,4 @@ class Store:
         """Raises UserError where the file cannot be written."""
         content = {"options": self.options, "notes": self.notes, "probes": self.probes, "rows": rows}
         content["cells"] = self.cells
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.path)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path} ({error.strerror}): choose another place") from error
+        write_json(self.path, content)

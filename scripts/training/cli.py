@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,11 +19,16 @@ from rich.progress import (
 
 from adakv_model.errors import UserError
 from adakv_model.terminal import Bars, make_console, text_column
+from adakv_model.utf8_path import utf8_path
+from adakv_model.whole_file import check_file, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+KEPT_ITEMS = "finished items are kept (--work-dir), and the same command goes on with them"
+KEPT_WINDOWS = KEPT_ITEMS.replace("items", "windows")
+WORK_REMEDY = "free some space or pass another --work-dir"
 
 
 def work_folder(root: Path, **identity: Any) -> Path:
@@ -49,22 +53,16 @@ def digest_of(*tensors: Tensor) -> str:
 def resumable(path: Path, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors in `path`, computed and written atomically if the file is missing or damaged."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     if path.is_file():
         try:
-            return load_file(path)
+            with utf8_path(path) as named:
+                return load_file(named)
         except SafetensorError:
             log.warning("%s is damaged and is computed again", path)
     tensors = compute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): free some space or pass another --work-dir"
-        ) from error
+    write_whole(path, save(tensors), WORK_REMEDY)
     return tensors
 
 
@@ -79,19 +77,13 @@ def track(title: str, items: Sequence[Any]) -> Iterator[Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Sorted, as records are compared. Raises UserError."""
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def check_output(path: Path) -> None:
     """Raise UserError early rather than after the work."""
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist: make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write to the folder {path.parent}: choose another place")
+    check_file(path, "--out", (".safetensors",))
 
 
 def set_threads(threads: int) -> None:

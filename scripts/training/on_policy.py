@@ -9,9 +9,11 @@ worth at the operating point: the divergence falls by 4 a bit, hence by ln 4 tim
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
-import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,10 +31,13 @@ from adakv_model.simulation.plan_rows import PlanRows
 from adakv_model.simulation.policies import make_policy
 from adakv_model.simulation.scoring import Simulator
 from adakv_model.tables import CalibrationTables
-from training.cli import digest_of, track, work_folder
+from adakv_model.whole_file import write_whole
+from training.cli import WORK_REMEDY, digest_of, track, work_folder
 from training.divergence import divergence, exact_log_probs
 from training.fit import quantiles
 from training.soft_cache import SoftTierCache
+
+log = logging.getLogger(__name__)
 
 SMOOTH = 0.9  # of the running mean of the divergence at a budget
 
@@ -164,16 +169,19 @@ class Trainer:
             "running": self.running,
             "log": json.dumps(self.log),
         }
-        path = self.folder / "state.pt"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        written = io.BytesIO()
+        torch.save(state, written)
+        write_whole(self.folder / "state.pt", written.getvalue(), WORK_REMEDY)
 
     def _restore(self) -> int:
         path = self.folder / "state.pt"
         if not path.is_file():
             return 0
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            log.warning("%s is damaged: its steps are taken again", path)
+            return 0
         self.scorer.load_state_dict(state["scorer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.running, self.log = state["running"], json.loads(state["log"])

@@ -4,6 +4,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
@@ -89,6 +91,8 @@ inline IntVector widen(const HalfVector& x) {
   return IntVector(_mm512_cvtepu16_epi32(__m256i(x)));
 #elif defined(__AVX2__)
   return IntVector(_mm256_cvtepu16_epi32(__m128i(x)));  // GCC 12 makes five instructions of the conversion below
+#elif defined(__ARM_NEON)
+  return IntVector(vmovl_u16(uint16x4_t(x)));  // and moves every number by itself
 #else
   return __builtin_convertvector(x, IntVector);
 #endif

@@ -1,5 +1,7 @@
 """Runs saved Core ML ML Programs on any machine: numpy arrays in, numpy arrays out, states carried between calls.
 
+    from device_tests.coreml.evaluator.package import Package
+
     package = Package(Path("SmolLM2-135M.mlpackage"))
     decode = package.function("decode")
     state = package.new_state()
@@ -9,8 +11,3 @@ coremltools converts on Linux but predicts on macOS only. This package reads the
 (through coremltools' protobufs) and computes it with torch on the CPU. It is a check of what the file says, not of
 Apple's hardware: see `program.py` for the arithmetic, which no Core ML compute unit promises to share bit for bit.
 """
-
-from device_tests.coreml.evaluator.package import Package
-from device_tests.coreml.evaluator.program import Precision
-
-__all__ = ["Package", "Precision"]

@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 from adakv_model.errors import UserError
 from device_tests.coreml.evaluator import ops  # noqa: F401  (registers the kernels)
 from device_tests.coreml.evaluator.constants import Constant, WeightFiles
-from device_tests.coreml.evaluator.program import Precision, Program, Registers
+from device_tests.coreml.evaluator.precision import Precision
+from device_tests.coreml.evaluator.program import Program, Registers
 from device_tests.coreml.evaluator.registry import KERNELS
 from device_tests.coreml.evaluator.steps import Argument, Node, build_steps, fold, place
 from device_tests.coreml.evaluator.tensor_spec import UnsupportedTypeError, is_string, spec_of

@@ -12,7 +12,8 @@ import numpy as np
 from adakv_model.errors import UserError
 from device_tests.coreml.evaluator.compiler import compile_function, operation_counts
 from device_tests.coreml.evaluator.constants import WeightFiles
-from device_tests.coreml.evaluator.program import Precision, Program, new_state
+from device_tests.coreml.evaluator.precision import Precision
+from device_tests.coreml.evaluator.program import Program, new_state
 from device_tests.coreml.evaluator.tensor_spec import TensorSpec, spec_of
 from export.quiet import quiet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adakv_model.errors import UserError
 from device_tests.coreml.evaluator.constants import Constant
+from device_tests.coreml.evaluator.precision import Precision
 from device_tests.coreml.evaluator.tensor_spec import TensorSpec
 
-Precision = Literal["fp16", "fp32"]
 Registers = list[Any]  # tensors; None where nothing is yet or anymore
 
 

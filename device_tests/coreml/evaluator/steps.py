@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from device_tests.coreml.evaluator.constants import Constant
-from device_tests.coreml.evaluator.program import Precision, Registers, Step
+from device_tests.coreml.evaluator.precision import Precision
+from device_tests.coreml.evaluator.program import Registers, Step
 from device_tests.coreml.evaluator.registry import Kernel
 from device_tests.coreml.evaluator.tensor_spec import TensorSpec
 

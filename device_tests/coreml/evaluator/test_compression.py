@@ -10,7 +10,7 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
-from device_tests.coreml.evaluator import Package
+from device_tests.coreml.evaluator.package import Package
 from device_tests.coreml.evaluator.testing import Case, check_case, run_cases, save_program
 from export.quiet import quiet
 

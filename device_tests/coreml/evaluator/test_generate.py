@@ -21,7 +21,7 @@ from adakv_model.errors import UserError
 from adakv_model.plan import CachePlan
 from adakv_model.runtime.artifact import Artifact
 from adakv_model.runtime.manifest import FORMAT
-from device_tests.coreml.evaluator.generate import generate
+from device_tests.coreml.evaluator.answer import generate
 from device_tests.coreml.evaluator.testing import save_functions
 from device_tests.coreml.run import CoreMLModel
 from export.artifact import describe

@@ -12,7 +12,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
 from adakv_model.errors import UserError
-from device_tests.coreml.evaluator import Package
+from device_tests.coreml.evaluator.package import Package
 from device_tests.coreml.evaluator.testing import ct, save_functions, save_program
 from export.quiet import quiet
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from device_tests.coreml.evaluator.package import Package
-from device_tests.coreml.evaluator.program import Precision
+from device_tests.coreml.evaluator.precision import Precision
 from export.coreml.convert import quiet_stderr
 from export.quiet import quiet
 
