@@ -67,7 +67,7 @@ class AdakvExportCommand(BaseOptimumCLICommand):
         if self.args.debug:
             os.environ[DEBUG] = "1"
         try:
-            with ended_by_signals(), ending():
+            with ending(), ended_by_signals():
                 if self.args.list_presets or self.args.list_models:
                     listing.show(PRESETS if self.args.list_presets else listing.models(), self.args.json)
                 else:

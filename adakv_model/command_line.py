@@ -117,7 +117,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         prepare_streams()
         if debug:
             os.environ[DEBUG] = "1"
-        with ended_by_signals(), ending():
+        with ending(), ended_by_signals():
             for name, value in kwargs.items():
                 if isinstance(value, int | float):
                     check_number(flags.get(name, name), value)

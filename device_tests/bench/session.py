@@ -60,6 +60,7 @@ class Session:
     def run(self) -> int:
         """Number of runs and probes that failed. Raises UserError where nothing can be measured at all, DeviceLost
         with what is left."""
+        self.say("building the runner where its sources have changed: minutes the first time")
         bundle = self.device.bundle([artifact.folder for artifact in self.artifacts.values()])
         with tempfile.TemporaryDirectory() as folder:
             bundle = bundle.with_inputs(self._write_tokens(Path(folder)))
