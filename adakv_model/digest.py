@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from adakv_model.errors import UserError
+from adakv_model.whole_file import write_whole
 
 LARGE = 8 << 20  # bytes; smaller files are read again each time
 ID_DIGITS = 16  # of a program's SHA-256: the name of its folder on a device
@@ -45,10 +49,6 @@ def known_sha256(path: Path) -> str:
 
 
 def _write(note: Path, digest: str) -> None:
-    temporary = note.with_name(f"{note.name}.{os.getpid()}")
-    try:
+    with suppress(OSError, UserError):  # a full or read-only disk: the next command computes it again
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(digest, encoding="ascii")
-        temporary.replace(note)
-    except OSError:  # a full or read-only disk: the next command computes it again
-        temporary.unlink(missing_ok=True)
+        write_whole(note, digest)

@@ -8,6 +8,7 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,12 @@ def test_libraries_read_files_of_any_name(name: str, tmp_path: Path) -> None:
     save_file({"x": torch.arange(3)}, path)
     with utf8_path(path) as named:
         assert load_file(named)["x"].tolist() == [0, 1, 2]
+
+
+def test_threads_write_beside_each_other(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(8)]
+    contents = [bytes([number]) * (1 << 20) for number in range(8)]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(write_whole, paths, contents))
+    assert [path.read_bytes() for path in paths] == contents
+    assert len(list(tmp_path.iterdir())) == len(paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_whole(path: Path, content: bytes | str, remedy: str = ELSEWHERE) -> No
                 file.write(data)
             return
         target = path.resolve()
-        temporary = target.with_name(f".adakv-new-{os.getpid()}")
+        temporary = target.with_name(f".adakv-new-{os.getpid()}-{threading.get_ident()}")
         with temporary.open("wb") as file:
             file.write(data)
         temporary.replace(target)
@@ -56,16 +57,24 @@ def append_line(path: Path, line: str, remedy: str = ELSEWHERE) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            start = file.tell()
-            try:
-                _write_all(file.fileno(), (line + "\n").encode())
-            except OSError:
-                file.truncate(start)
-                if not start:
-                    path.unlink(missing_ok=True)
-                raise
+            append_whole(file.fileno(), (line + "\n").encode(), path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({_reason(error)}): {remedy}") from error
+
+
+def append_whole(descriptor: int, data: bytes, path: Path, *, sync: bool = False) -> None:
+    """Add to an open file, or leave it as it was, absent if it was empty. Raises OSError. sync: to the disk itself."""
+    start = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        while data:  # a write to a nearly full disk takes a part
+            data = data[os.write(descriptor, data) :]
+        if sync:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, start)
+        if not start:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def check_file(path: Path | None, option: str, suffixes: tuple[str, ...] = (), *, folders: bool = False) -> None:
@@ -84,12 +93,6 @@ def check_file(path: Path | None, option: str, suffixes: tuple[str, ...] = (), *
         raise UserError(f"{option}: the folder {path.parent} does not exist: make it first")
     if not os.access(standing, os.W_OK) or (standing != path and not standing.is_dir()):
         raise UserError(f"{option}: cannot write to {standing}: {ELSEWHERE}")
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    """A write to a nearly full disk takes a part."""
-    while data:
-        data = data[os.write(handle, data) :]
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adakv_model.errors import UserError
+from adakv_model.whole_file import append_whole
 
 SCHEMA = "adakv-bench-1"
 Row = dict[str, Any]
@@ -135,16 +136,9 @@ class ResultsFile:
         validate(row)
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
         with self._lock:
-            start = os.lseek(self._descriptor, 0, os.SEEK_END)
             try:
-                done = 0
-                while done < len(line):
-                    done += os.write(self._descriptor, line[done:])
-                os.fsync(self._descriptor)
+                append_whole(self._descriptor, line, self.path, sync=True)
             except OSError as error:
-                os.ftruncate(self._descriptor, start)
-                if not start:
-                    self.path.unlink(missing_ok=True)
                 raise UserError(f"cannot write {self.path} ({error.strerror}): make room, then --resume") from error
             self.rows.append(row)
 
